@@ -1,0 +1,106 @@
+import { Context, type Effect } from "effect"
+import type {
+  CloudStackRefused,
+  CloudStackUnavailable,
+  GateClosed,
+  OutcomeUnknown,
+  PreconditionLost
+} from "../schema/Errors.ts"
+import type { JobId, OfferingId, VmId, VolumeId, ZoneId } from "../schema/Ids.ts"
+import type { CloudVolume, VirtualMachine } from "../schema/Inventory.ts"
+import type { FreshRead, Intent } from "./Intent.ts"
+
+export interface Listing {
+  /** ms since the epoch when the first page was asked for. */
+  readonly started_at: number
+  readonly volumes: ReadonlyArray<CloudVolume>
+  /** Ids that came twice with different content. */
+  readonly ambiguous: ReadonlyArray<VolumeId>
+  /** The pages agree with `count`, or three reads in a row gave the same ids. */
+  readonly complete: boolean
+  readonly note: string | null
+}
+
+export interface ById {
+  readonly started_at: number
+  readonly found: ReadonlyArray<CloudVolume>
+  /** Asked for, answered, and not among the rows. No proof of absence unless the appliance VM was visible beside it. */
+  readonly absent: ReadonlyArray<VolumeId>
+  /** Ids CloudStack could not resolve (431). */
+  readonly unresolved: ReadonlyArray<VolumeId>
+}
+
+export interface Job {
+  readonly id: JobId
+  /** `unknown`: CloudStack does not know the id (any more). */
+  readonly status: "pending" | "succeeded" | "failed" | "unknown"
+  readonly code: number | null
+  /** CloudStack's words where it gave any (a job cancelled by a restart has none). */
+  readonly text: string | null
+}
+
+export interface Offering {
+  readonly id: OfferingId
+  readonly name: string
+  readonly customized: boolean
+  /** GiB; 0 when customized. */
+  readonly size_gib: number
+}
+
+export interface Capabilities {
+  readonly version: string
+  readonly size_min_gib: number
+  readonly size_max_gib: number
+}
+
+/**
+ * CloudStack, read only. There is no method here that changes anything, which is what `plan`, `drift` and `--dry-run`
+ * are built on.
+ */
+export class CloudStackRead extends Context.Tag("volumed/reconciler/CloudStackRead")<
+  CloudStackRead,
+  {
+    /** All volumes this account may see. Fails rather than return a part silently. */
+    readonly volumes: Effect.Effect<Listing, CloudStackUnavailable>
+    /** Some volumes, in as few calls as possible; an id that spoils the call is read singly. */
+    readonly volumesById: (ids: ReadonlyArray<VolumeId>) => Effect.Effect<ById, CloudStackUnavailable>
+    /** Volumes that bear exactly this name. */
+    readonly volumesByName: (name: string) => Effect.Effect<Listing, CloudStackUnavailable>
+    readonly virtualMachines: (
+      ids: ReadonlyArray<VmId>
+    ) => Effect.Effect<
+      { readonly found: ReadonlyArray<VirtualMachine>; readonly absent: ReadonlyArray<VmId> },
+      CloudStackUnavailable
+    >
+    readonly job: (id: JobId) => Effect.Effect<Job, CloudStackUnavailable>
+    readonly offerings: Effect.Effect<ReadonlyArray<Offering>, CloudStackUnavailable>
+    readonly zones: Effect.Effect<ReadonlyArray<{ readonly id: ZoneId; readonly name: string }>, CloudStackUnavailable>
+    readonly capabilities: Effect.Effect<Capabilities, CloudStackUnavailable>
+  }
+>() {}
+
+export type CallFailed = CloudStackRefused | OutcomeUnknown | GateClosed | PreconditionLost
+
+/** What a mutating call was answered. `expires_at` as in `OutcomeUnknown`. */
+export interface Accepted {
+  readonly job_id: JobId | null
+  readonly volume_id: VolumeId | null
+  readonly submitted_at: number
+  readonly expires_at: number
+}
+
+/**
+ * CloudStack's mutations, one call each, never repeated by the client. The gate is asked again between signing and
+ * sending. A failure is either a definite refusal or an unknown outcome, never in between.
+ */
+export class CloudStack extends Context.Tag("volumed/reconciler/CloudStack")<
+  CloudStack,
+  {
+    readonly create: (intent: Intent<"Create">) => Effect.Effect<Accepted, CallFailed>
+    readonly attach: (intent: Intent<"Attach">, read: FreshRead) => Effect.Effect<Accepted, CallFailed>
+    readonly detach: (intent: Intent<"Detach">, read: FreshRead) => Effect.Effect<Accepted, CallFailed>
+    readonly delete: (intent: Intent<"Delete">, read: FreshRead) => Effect.Effect<Accepted, CallFailed>
+    /** Keys of `replace` are deleted before `set` is written; both are jobs of their own, the second is answered. */
+    readonly tag: (intent: Intent<"Tag">, read: FreshRead) => Effect.Effect<Accepted, CallFailed>
+  }
+>() {}

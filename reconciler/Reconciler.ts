@@ -1,0 +1,54 @@
+import { Context, type Effect, type Stream } from "effect"
+import type { Plan } from "../schema/Action.ts"
+import type { Status } from "../schema/Condition.ts"
+import type { Declaration } from "../schema/Declaration.ts"
+import type { StoreUnavailable } from "../schema/Errors.ts"
+import type { Uid } from "../schema/Ids.ts"
+import type { Inventory } from "../schema/Inventory.ts"
+
+/** A plan and everything it was made from. */
+export interface Planned {
+  readonly plan: Plan
+  readonly inventory: Inventory
+  readonly declarations: ReadonlyArray<Declaration>
+}
+
+export interface PassSummary {
+  readonly started_at: string
+  readonly duration_ms: number
+  readonly declarations: number
+  readonly settled: number
+  readonly actions: number
+  readonly blocked: number
+  readonly operations_settled: number
+  readonly problems: ReadonlyArray<string>
+}
+
+/** What the last passes showed: for answers, never for decisions. */
+export interface View {
+  readonly inventory: Inventory | null
+  readonly plan: Plan | null
+  readonly statuses: ReadonlyMap<Uid, Status>
+  readonly last_pass: PassSummary | null
+}
+
+/** The controller: one loop that nobody commands, only pokes. */
+export class Reconciler extends Context.Tag("volumed/reconciler/Reconciler")<
+  Reconciler,
+  {
+    /**
+     * A dry run: observe everything now and plan, changing nothing. `candidates` replaces the stored declarations by
+     * what they would be; null plans what is stored.
+     */
+    readonly plan: (candidates: ReadonlyArray<Declaration> | null) => Effect.Effect<Planned, StoreUnavailable>
+    readonly view: Effect.Effect<View>
+    /** The status of one declaration as far as it is known; computed from the newest observation. */
+    readonly status: (declaration: Declaration) => Effect.Effect<Status>
+    /** A full pass now; answers when it has run. */
+    readonly sync: Effect.Effect<PassSummary, StoreUnavailable>
+    /** Something about these declarations changed. Carries no data. */
+    readonly poke: (uids: ReadonlyArray<Uid>) => Effect.Effect<void>
+    /** Ticks after every pass that changed what `view` shows. Never fails. */
+    readonly changes: Stream.Stream<void>
+  }
+>() {}

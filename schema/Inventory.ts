@@ -1,0 +1,173 @@
+import { Schema } from "effect"
+import { JobId, OfferingId, Timestamp, VmId, VolumeId, ZoneId } from "./Ids.ts"
+
+/**
+ * One source of the inventory: what it showed and since when that is known, or why it is unread. A missing reading is
+ * never an absent thing, so the two cannot be confused in the type.
+ */
+export type Source<A> =
+  | {
+      readonly _tag: "Known"
+      /** When the request behind this reading began, ms since the epoch: the earliest time the reading may speak of. */
+      readonly started_at: number
+      /** False when the source said itself, or we found, that something may be missing from `value`. */
+      readonly complete: boolean
+      readonly note: string | null
+      readonly value: A
+    }
+  | { readonly _tag: "Unread"; readonly at: number; readonly code: string; readonly message: string }
+
+export const known = <A>(started_at: number, value: A, complete = true, note: string | null = null): Source<A> => ({
+  _tag: "Known",
+  started_at,
+  complete,
+  note,
+  value
+})
+
+export const unread = <A = never>(at: number, code: string, message: string): Source<A> => ({
+  _tag: "Unread",
+  at,
+  code,
+  message
+})
+
+/** A volume as CloudStack lists it (`listVolumes`, response type VolumeResponse), names made ours. */
+export const CloudVolume = Schema.Struct({
+  id: VolumeId,
+  name: Schema.String,
+  /** `ROOT`, `DATADISK`, or a word we do not know and therefore do not touch. */
+  type: Schema.String,
+  /** As CloudStack says it; see `reconciler/Merge.ts` for the states in which a volume may be acted on. */
+  state: Schema.String,
+  /** Bytes. May exceed what was asked for. */
+  size: Schema.Number,
+  vm_id: Schema.NullOr(VmId),
+  vm_name: Schema.NullOr(Schema.String),
+  vm_state: Schema.NullOr(Schema.String),
+  device_id: Schema.NullOr(Schema.Int),
+  zone_id: Schema.NullOr(ZoneId),
+  disk_offering_id: Schema.NullOr(OfferingId),
+  /** ms since the epoch, second precision; null where the answer had none. */
+  created_at: Schema.NullOr(Schema.Int),
+  tags: Schema.Array(Schema.Struct({ key: Schema.String, value: Schema.String })),
+  /** Only while an async job of instance type Volume is pending on this row: somebody's work in flight. */
+  job_id: Schema.NullOr(JobId),
+  delete_protection: Schema.Boolean
+})
+export type CloudVolume = typeof CloudVolume.Type
+
+export const VirtualMachine = Schema.Struct({
+  id: VmId,
+  name: Schema.String,
+  state: Schema.String,
+  zone_id: Schema.NullOr(ZoneId)
+})
+export type VirtualMachine = typeof VirtualMachine.Type
+
+export interface CloudReading {
+  /** `all`: a whole listing; `some`: only what was asked for by id, so nothing follows from what is not here. */
+  readonly scope: "all" | "some"
+  /** Merged by id. */
+  readonly volumes: ReadonlyArray<CloudVolume>
+  /** Ids that came twice in one listing with different content (CloudStack issue 5316): hands off. */
+  readonly ambiguous: ReadonlyArray<VolumeId>
+  /** Read by id, beside a visible appliance VM, and not there. The only proof of absence there is. */
+  readonly absent: ReadonlyArray<VolumeId>
+  /** Ids CloudStack refused to resolve at all (HTTP 431, "entity does not exist"): never existed, or not ours to see. */
+  readonly unresolved: ReadonlyArray<VolumeId>
+  /** The VMs that were looked at, not all there are. */
+  readonly vms: ReadonlyArray<VirtualMachine>
+  /** VMs looked up by id and not visible to us. */
+  readonly vms_absent: ReadonlyArray<VmId>
+}
+
+/** A disk of this guest, from sysfs. */
+export const BlockDevice = Schema.Struct({
+  /** Kernel name, e.g. `vdb`; changes over reboots, never an identity. */
+  kernel_name: Schema.String,
+  kernel_path: Schema.String,
+  /** As the kernel shows it, trimmed and lower-cased; null when it shows none. */
+  serial: Schema.NullOr(Schema.String),
+  /** Bytes. */
+  size: Schema.Number,
+  read_only: Schema.Boolean,
+  /** `major:minor` of the node, or `file:dev:ino` for the sandbox's files: what a holder's open descriptor is compared with. */
+  identity: Schema.String,
+  /** Why this device must never be exported (partition, system disk, mounted, swap, not a block device …); null when it may. */
+  forbidden: Schema.NullOr(Schema.String),
+  /** Links in the by-id directory that resolve to this very device, best first. */
+  by_id_paths: Schema.Array(Schema.String),
+  /** The bus controller, e.g. `virtio4`; shown to people only. */
+  controller: Schema.NullOr(Schema.String)
+})
+export type BlockDevice = typeof BlockDevice.Type
+
+export interface GuestReading {
+  readonly devices: ReadonlyArray<BlockDevice>
+  /** By-id links whose target is not a disk we may use, with the reason: shown, never followed. */
+  readonly broken_links: ReadonlyArray<{ readonly path: string; readonly problem: string }>
+}
+
+/** A section of the NBD server's file, whoever wrote it. */
+export const NbdSection = Schema.Struct({
+  name: Schema.String,
+  path: Schema.NullOr(Schema.String),
+  read_only: Schema.Boolean
+})
+export type NbdSection = typeof NbdSection.Type
+
+/** What a GO handshake said about one export, the only evidence that counts. */
+export const Verification = Schema.Struct({
+  name: Schema.String,
+  outcome: Schema.Literal("served", "unknown", "denied", "no_answer", "refused"),
+  /** Bytes, when served. */
+  size: Schema.NullOr(Schema.Number),
+  read_only: Schema.NullOr(Schema.Boolean),
+  /** Identity (as in BlockDevice) of the device that the serving process holds; null where it could not be read. */
+  device: Schema.NullOr(Schema.String),
+  verified_at: Schema.Int,
+  message: Schema.NullOr(Schema.String)
+})
+export type Verification = typeof Verification.Type
+
+/** Somebody who has an exported device open: a client's serving process, or any other holder. */
+export const Holder = Schema.Struct({
+  pid: Schema.Int,
+  command: Schema.String,
+  /** Identity of the device it holds. */
+  device: Schema.String,
+  /** The client's address where the holder is a serving process of the NBD server. */
+  peer: Schema.NullOr(Schema.String),
+  since: Schema.NullOr(Timestamp)
+})
+export type Holder = typeof Holder.Type
+
+export interface NbdReading {
+  readonly engine: "nbd-server" | "nbdkit" | "simulated"
+  readonly version: string | null
+  readonly server: {
+    /** `foreign`: something listens on our port that is not a main we may replace. */
+    readonly state: "running" | "absent" | "hung" | "foreign" | "not_installed"
+    readonly pid: number | null
+    readonly problem: string | null
+  }
+  readonly host: string
+  readonly port: number
+  /** Every section in the file, ours and foreign, in file order, the generic and our own housekeeping ones left out. */
+  readonly sections: ReadonlyArray<NbdSection>
+  /** Why the file could not be used (not parseable, wrong owner …); null when it is fine or does not exist yet. */
+  readonly config_problem: string | null
+  /** A GO on the file's generation marker was granted: this very file is loaded whole. */
+  readonly loaded: boolean
+  readonly verifications: ReadonlyArray<Verification>
+  /** Who holds devices open; our own probes left out. */
+  readonly holders: ReadonlyArray<Holder>
+}
+
+export interface Inventory {
+  readonly appliance_vm_id: VmId
+  readonly cloud: Source<CloudReading>
+  readonly guest: Source<GuestReading>
+  readonly nbd: Source<NbdReading>
+}
