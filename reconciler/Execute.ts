@@ -1,0 +1,294 @@
+import { Cause, Clock, Effect, Either, Exit, Ref, type Scope } from "effect"
+import type * as Actions from "../schema/Action.ts"
+import type { CloudStackRefused, OutcomeUnknown, StoreUnavailable } from "../schema/Errors.ts"
+import { GateClosed, PreconditionLost } from "../schema/Errors.ts"
+import type { OperationId, VolumeId } from "../schema/Ids.ts"
+import type { Inventory } from "../schema/Inventory.ts"
+import { type Accepted, CloudStack, CloudStackRead } from "./CloudStack.ts"
+import type { FreshRead, Intent } from "./Intent.ts"
+import { Nbd, type WantedExport } from "./Nbd.ts"
+import { EXPIRY_MS } from "./Settle.ts"
+import { type Advance, Store } from "./Store.ts"
+import type { Wake } from "./Wake.ts"
+
+/** A read by id may be this old when the call leaves (S4 allows a second; the call itself needs some of it), ms. */
+const FRESH_MS = 700
+
+/** Calls that wait for CloudStack's answer at one time. */
+const CALLS = 8
+
+/** A load replaces a process and waits for it; past this the pass goes on and observes, ms. */
+const LOAD_TIMEOUT = "25 seconds"
+
+type NbdAction = Actions.Export | Actions.Unexport | Actions.MigratePath
+type CloudAction = Actions.Create | Actions.Attach | Actions.Detach | Actions.Tag | Actions.Delete
+
+/** An action whose intent is durable. */
+interface Begun {
+  readonly operation_id: OperationId
+  readonly action: Actions.Action
+}
+
+export interface Execute {
+  /** Operations whose call is being made at this moment: their rows say less than this process knows. */
+  readonly running: Effect.Effect<ReadonlySet<OperationId>>
+  /**
+   * Start one action for each volume: intent row first, then the call, then what was answered. Answers are not waited
+   * for; NBD changes are, all in one load. Outcomes are left to observation.
+   */
+  readonly start: (
+    actions: ReadonlyArray<Actions.Action>,
+    inventory: Inventory
+  ) => Effect.Effect<void, StoreUnavailable>
+}
+
+export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scope.Scope) {
+  const cloudstack = yield* CloudStack
+  const read = yield* CloudStackRead
+  const nbd = yield* Nbd
+  const store = yield* Store
+  const running = yield* Ref.make<ReadonlySet<OperationId>>(new Set())
+  const calls = yield* Effect.makeSemaphore(CALLS)
+
+  const begin = (id: OperationId) => Ref.update(running, (set) => new Set([...set, id]))
+  const end = (id: OperationId) => Ref.update(running, (set) => new Set([...set].filter((other) => other !== id)))
+
+  /** Null when the declaration moved on, or is busy, since it was planned for: the next pass plans what is so now (S15, S2). */
+  const intend = <A extends Actions.Action>(action: A) =>
+    store.intend(action).pipe(
+      Effect.map((intent): Intent<A["_tag"]> | null => intent),
+      Effect.catchTag("GenerationConflict", "PreconditionLost", (error) =>
+        Effect.as(Effect.logDebug("planned for a state that is over", error.message), null)
+      )
+    )
+
+  /** An operation that an observation has ended meanwhile stays ended (S7). */
+  const advance = (id: OperationId, change: Advance) =>
+    store.advance(id, change).pipe(
+      Effect.asVoid,
+      Effect.catchTag("PreconditionLost", (error) => Effect.logDebug("the operation has ended already", error.message))
+    )
+
+  const send = (intent: Intent<CloudAction["_tag"]>, fresh: FreshRead | null) => {
+    const action = intent.action
+    switch (action._tag) {
+      case "Create":
+        return cloudstack.create(intent as Intent<"Create">)
+      case "Attach":
+        return withRead(fresh, (volume) => cloudstack.attach(intent as Intent<"Attach">, volume))
+      case "Detach":
+        return withRead(fresh, (volume) => cloudstack.detach(intent as Intent<"Detach">, volume))
+      case "Tag":
+        return withRead(fresh, (volume) => cloudstack.tag(intent as Intent<"Tag">, volume))
+      case "Delete":
+        return withRead(fresh, (volume) => cloudstack.delete(intent as Intent<"Delete">, volume))
+    }
+  }
+
+  const accepted = (intent: Intent<CloudAction["_tag"]>, answer: Accepted) =>
+    advance(intent.operation_id, {
+      phase: "accepted",
+      status: "executing",
+      job_id: answer.job_id,
+      submitted_at: answer.submitted_at,
+      expires_at: answer.expires_at,
+      ...(answer.volume_id === null ? {} : { volume_id: answer.volume_id })
+    })
+
+  /** Not sent, or answered with a definite no: the operation ends here, and only here without an observation. */
+  const refused = (intent: Begun, error: CloudStackRefused | GateClosed | PreconditionLost) =>
+    Effect.gen(function* () {
+      const cancelled = error._tag !== "CloudStackRefused"
+      yield* advance(intent.operation_id, {
+        phase: "refused",
+        status: cancelled ? "cancelled" : "failed",
+        error: error.message
+      })
+      if (error._tag === "GateClosed") return
+      yield* wake.failed(intent.action.uid, error.message)
+      yield* Effect.logInfo(cancelled ? "action not sent" : "action refused", error.message)
+    })
+
+  const unknown = (intent: Intent<CloudAction["_tag"]>, submittedAt: number, error: OutcomeUnknown) =>
+    Effect.logWarning("outcome unknown; observing", error.message).pipe(
+      Effect.andThen(
+        advance(intent.operation_id, {
+          phase: "submitted",
+          status: "executing",
+          submitted_at: submittedAt,
+          expires_at: error.expires_at,
+          error: error.message
+        })
+      )
+    )
+
+  /** One call, from durable intent to recorded answer. Interrupted while it waits, it is recorded as sent. */
+  const call = (intent: Intent<CloudAction["_tag"]>, fresh: FreshRead | null) =>
+    Effect.gen(function* () {
+      const submittedAt = yield* Clock.currentTimeMillis
+      const outcome = yield* send(intent, fresh).pipe(
+        Effect.either,
+        Effect.onInterrupt(() =>
+          advance(intent.operation_id, {
+            phase: "submitted",
+            status: "executing",
+            submitted_at: submittedAt,
+            expires_at: submittedAt + EXPIRY_MS
+          }).pipe(Effect.ignoreLogged)
+        )
+      )
+      if (Either.isRight(outcome)) yield* accepted(intent, outcome.right)
+      else if (outcome.left._tag === "OutcomeUnknown") yield* unknown(intent, submittedAt, outcome.left)
+      else yield* refused(intent, outcome.left)
+    }).pipe(
+      Effect.annotateLogs({ volume: intent.action.name, action: intent.action._tag, operation: intent.operation_id }),
+      Effect.catchAllCause((cause) =>
+        Cause.isInterruptedOnly(cause)
+          ? Effect.failCause(cause)
+          : Effect.logError("an answer could not be recorded; observation will settle it", cause)
+      ),
+      Effect.ensuring(Effect.andThen(end(intent.operation_id), wake.answered))
+    )
+
+  /** Reads by id for the actions about to be sent, as few calls as possible; young enough ones of the pass serve. */
+  const freshReads = Effect.fn(function* (actions: ReadonlyArray<CloudAction>, inventory: Inventory) {
+    const now = yield* Clock.currentTimeMillis
+    const fresh = new Map<VolumeId, FreshRead>()
+    const ids = actions.flatMap((a) => (a._tag === "Create" ? [] : [a.volume_id]))
+    const { cloud } = inventory
+    if (cloud._tag === "Known" && cloud.value.scope === "some" && now - cloud.started_at < FRESH_MS / 2) {
+      const wanted = new Set(ids)
+      for (const volume of cloud.value.volumes)
+        if (wanted.has(volume.id)) fresh.set(volume.id, { started_at: cloud.started_at, volume })
+    }
+    const missing = ids.filter((id) => !fresh.has(id))
+    if (missing.length > 0) {
+      const reading = yield* read.volumesById(missing)
+      for (const volume of reading.found) fresh.set(volume.id, { started_at: reading.started_at, volume })
+    }
+    return fresh
+  })
+
+  /** The shared read grew old while rows were written or calls were made: this volume is read once more, alone. */
+  const younger = (action: CloudAction, fresh: ReadonlyMap<VolumeId, FreshRead>) =>
+    Effect.gen(function* () {
+      if (action._tag === "Create") return null
+      const now = yield* Clock.currentTimeMillis
+      const shared = fresh.get(action.volume_id)
+      if (shared !== undefined && now - shared.started_at < FRESH_MS) return shared
+      const reading = yield* read.volumesById([action.volume_id])
+      const volume = reading.found.find((v) => v.id === action.volume_id)
+      return volume === undefined ? null : { started_at: reading.started_at, volume }
+    })
+
+  const startCloud = (action: CloudAction, fresh: ReadonlyMap<VolumeId, FreshRead>) =>
+    Effect.gen(function* () {
+      const intent = yield* intend(action)
+      if (intent === null) return
+      yield* begin(intent.operation_id)
+      const run = younger(action, fresh).pipe(
+        Effect.matchCauseEffect({
+          onFailure: (cause) =>
+            refused(
+              intent,
+              new PreconditionLost({
+                detail: `the volume could not be read right before the call: ${Cause.pretty(cause)}`
+              })
+            ).pipe(Effect.ignoreLogged, Effect.ensuring(end(intent.operation_id))),
+          onSuccess: (volume) => call(intent, volume)
+        })
+      )
+      yield* calls.withPermits(1)(run).pipe(Effect.forkIn(scope))
+    })
+
+  const startNbd = Effect.fn(function* (actions: ReadonlyArray<NbdAction>) {
+    const intents = (yield* Effect.forEach(actions, intend)).filter((intent) => intent !== null)
+    if (intents.length === 0) return
+    yield* Effect.forEach(intents, (intent) => begin(intent.operation_id))
+    const submittedAt = yield* Clock.currentTimeMillis
+    const exit = yield* nbd
+      .load({ set: intents.flatMap((i) => wanted(i.action)), drop: intents.flatMap((i) => dropped(i.action)) })
+      .pipe(
+        Effect.timeoutFail({
+          duration: LOAD_TIMEOUT,
+          onTimeout: () => new PreconditionLost({ detail: "the load did not end in time" })
+        }),
+        Effect.exit
+      )
+    yield* Effect.forEach(
+      intents,
+      (intent) => {
+        const error = Exit.isSuccess(exit) ? null : Cause.squash(exit.cause)
+        if (error instanceof GateClosed) return refused(intent, error).pipe(Effect.ensuring(end(intent.operation_id)))
+        // A load that failed may have been half done; what is served is observed either way.
+        const message = error instanceof Error ? error.message : error === null ? null : String(error)
+        return advance(intent.operation_id, {
+          phase: message === null ? "accepted" : "uncertain",
+          status: "executing",
+          submitted_at: submittedAt,
+          ...(message === null ? {} : { error: message })
+        }).pipe(Effect.ensuring(end(intent.operation_id)))
+      },
+      { discard: true }
+    )
+    if (Exit.isFailure(exit)) yield* Effect.logWarning("the NBD load failed", exit.cause)
+    yield* wake.answered
+  })
+
+  const start: Execute["start"] = Effect.fn("Execute.start")(function* (actions, inventory) {
+    const cloud = actions.filter((a): a is CloudAction => isCloud(a))
+    const local = actions.filter(
+      (a): a is NbdAction => a._tag === "Export" || a._tag === "Unexport" || a._tag === "MigratePath"
+    )
+    for (const action of actions) if (action._tag === "Adopt") yield* intend(action)
+    const fresh = yield* freshReads(cloud, inventory).pipe(
+      Effect.catchTag("CloudStackUnavailable", (error) =>
+        Effect.as(Effect.logWarning("volumes could not be read before the calls", error.message), null)
+      )
+    )
+    if (fresh !== null) yield* Effect.forEach(cloud, (action) => startCloud(action, fresh), { discard: true })
+    if (local.length > 0) yield* startNbd(local)
+    if (actions.length > 0) yield* wake.answered
+  })
+
+  return { running: Ref.get(running), start } satisfies Execute as Execute
+})
+
+const isCloud = (action: Actions.Action): action is CloudAction => {
+  switch (action._tag) {
+    case "Create":
+    case "Attach":
+    case "Detach":
+    case "Tag":
+    case "Delete":
+      return true
+    case "Adopt":
+    case "Export":
+    case "Unexport":
+    case "MigratePath":
+      return false
+  }
+}
+
+const withRead = <A>(
+  fresh: FreshRead | null,
+  use: (read: FreshRead) => Effect.Effect<A, CloudStackRefused | OutcomeUnknown | GateClosed | PreconditionLost>
+) =>
+  fresh === null
+    ? Effect.fail(new PreconditionLost({ detail: "the volume was not there when read right before the call" }))
+    : use(fresh)
+
+const wanted = (action: NbdAction): ReadonlyArray<WantedExport> =>
+  action._tag === "Unexport"
+    ? []
+    : [
+        {
+          name: action.export_name,
+          path: action.path,
+          read_only: action.read_only,
+          device: action.device,
+          size: action.size
+        }
+      ]
+
+const dropped = (action: NbdAction): ReadonlyArray<string> => (action._tag === "Unexport" ? [action.export_name] : [])

@@ -1,0 +1,393 @@
+import { Cause, Clock, Duration, Effect, Layer, PubSub, Ref, Stream } from "effect"
+import type { Plan, PlanItem } from "../schema/Action.ts"
+import type { Condition, Status } from "../schema/Condition.ts"
+import { type Declaration, isLiving } from "../schema/Declaration.ts"
+import type { StoreUnavailable } from "../schema/Errors.ts"
+import type { OperationId, Uid, VmId } from "../schema/Ids.ts"
+import type { Inventory } from "../schema/Inventory.ts"
+import type { Operation } from "../schema/Operation.ts"
+import type { Limits } from "../schema/Settings.ts"
+import * as Check from "./Check.ts"
+import { CloudStack, CloudStackRead, type Job } from "./CloudStack.ts"
+import { Devices } from "./Devices.ts"
+import * as Execute from "./Execute.ts"
+import * as Facts from "./Facts.ts"
+import { Gate } from "./Gate.ts"
+import { Nbd } from "./Nbd.ts"
+import * as Observe from "./Observe.ts"
+import * as Plans from "./Plan.ts"
+import { type PassSummary, Reconciler, type View } from "./Reconciler.ts"
+import * as Settle from "./Settle.ts"
+import * as Statuses from "./Status.ts"
+import { Store } from "./Store.ts"
+import * as Views from "./View.ts"
+import * as Wake from "./Wake.ts"
+
+export interface Options extends Wake.Settings {
+  readonly appliance_vm_id: VmId
+  readonly limits: Limits
+  /** Hex SHA-256 of a text. */
+  readonly digest: (text: string) => string
+}
+
+/** Results of jobs asked for in one pass, at most: the rest is asked for in the next. */
+const JOBS_A_PASS = 16
+
+const HOUR_MS = 3_600_000
+
+/** After a pass that broke, ms: not hot, and soon enough that nobody waits for a minute (L5). */
+const AFTER_DEFECT = Duration.seconds(1)
+
+export const layer = (
+  options: Options
+): Layer.Layer<Reconciler, StoreUnavailable, CloudStack | CloudStackRead | Devices | Gate | Nbd | Store> =>
+  Layer.scoped(Reconciler, make(options))
+
+const make = Effect.fn("Loop.make")(function* (options: Options) {
+  const scope = yield* Effect.scope
+  const store = yield* Store
+  const gate = yield* Gate
+  const cloudstack = yield* CloudStackRead
+  const devices = yield* Devices
+  const nbd = yield* Nbd
+  const wake = yield* Wake.make(options)
+  const execute = yield* Execute.make(wake, scope)
+  const startedAt = yield* Clock.currentTimeMillis
+  const changed = yield* PubSub.sliding<void>(1)
+  const view = yield* Ref.make<View>({ inventory: null, plan: null, statuses: new Map(), last_pass: null })
+  const conditions = yield* Ref.make(yield* store.conditions)
+  const lastOperations = yield* Ref.make<ReadonlyMap<Uid, OperationId>>(new Map())
+  const machines = yield* Ref.make<Observe.Machines | null>(null)
+  const onePass = yield* Effect.makeSemaphore(1)
+
+  const ports = <A, E>(effect: Effect.Effect<A, E, CloudStackRead | Devices | Nbd>) =>
+    effect.pipe(
+      Effect.provideService(CloudStackRead, cloudstack),
+      Effect.provideService(Devices, devices),
+      Effect.provideService(Nbd, nbd)
+    )
+
+  const observe = Effect.fn(function* (
+    only: ReadonlySet<Uid> | null,
+    declarations: ReadonlyArray<Declaration>,
+    operations: ReadonlyArray<Operation>
+  ) {
+    const before = yield* Ref.get(machines)
+    const inventory = yield* ports(
+      Observe.make({ only, appliance_vm_id: options.appliance_vm_id, declarations, operations, machines: before })
+    )
+    const { cloud } = inventory
+    if (cloud._tag === "Known" && cloud.value.vms.length > 0 && cloud.value.vms !== before?.found) {
+      yield* Ref.set(machines, { started_at: cloud.started_at, found: cloud.value.vms })
+    }
+    return inventory
+  })
+
+  const input = Effect.fn(function* (
+    declarations: ReadonlyArray<Declaration>,
+    operations: ReadonlyArray<Operation>,
+    inventory: Inventory,
+    only: ReadonlySet<Uid> | null
+  ) {
+    const now = yield* Clock.currentTimeMillis
+    const approvals = yield* store.approvals(now)
+    return {
+      now,
+      declarations,
+      only,
+      inventory,
+      operations,
+      limits: options.limits,
+      destructive_last_hour: yield* store.destructiveSince(now - HOUR_MS),
+      approved: new Set(approvals.map(Plans.heldKey)),
+      backoff: yield* wake.backoff,
+      hold: yield* gate.reason,
+      digest: options.digest
+    } satisfies Plans.Input as Plans.Input
+  })
+
+  /** A job's own words are asked for only where the row shows neither job nor effect: never job by job while they run. */
+  const jobsOf = Effect.fn(function* (undecided: ReadonlyArray<Operation>) {
+    const found = new Map<OperationId, Job>()
+    yield* Effect.forEach(
+      undecided.slice(0, JOBS_A_PASS),
+      (operation) =>
+        operation.job_id === null
+          ? Effect.void
+          : cloudstack.job(operation.job_id).pipe(
+              Effect.map((job) => found.set(operation.id, job)),
+              Effect.catchTag("CloudStackUnavailable", () => Effect.void)
+            ),
+      { concurrency: 4, discard: true }
+    )
+    return found
+  })
+
+  /** Close what this observation decides. Answers how many operations came to an end. */
+  const settle = Effect.fn("Loop.settle")(function* (
+    operations: ReadonlyArray<Operation>,
+    declarations: ReadonlyArray<Declaration>,
+    inventory: Inventory
+  ) {
+    const now = yield* Clock.currentTimeMillis
+    const byUid = new Map(declarations.map((d) => [d.uid, d]))
+    const bound = new Set(declarations.flatMap((d) => (d.binding.volume_id === null ? [] : [d.binding.volume_id])))
+    const evidence = (operation: Operation, job: Job | null): Settle.Evidence => ({
+      now,
+      inventory,
+      declaration: byUid.get(operation.uid) ?? null,
+      bound,
+      job,
+      process_started_at: startedAt,
+      limits: options.limits
+    })
+    const first = operations.map(
+      (operation) => [operation, Settle.judge(operation, evidence(operation, null))] as const
+    )
+    const jobs = yield* jobsOf(
+      first.filter(([, verdict]) => verdict._tag === "Uncertain").map(([operation]) => operation)
+    )
+    let ended = 0
+    for (const [operation, verdict] of first) {
+      const job = jobs.get(operation.id)
+      const final = job === undefined ? verdict : Settle.judge(operation, evidence(operation, job))
+      if (yield* record(operation, final)) {
+        ended += 1
+        // Two creates that lost their answers must not find the same volume in one pass (S10).
+        if (final._tag === "Settled" && final.binding?.volume_id) bound.add(final.binding.volume_id)
+      }
+    }
+    return ended
+  })
+
+  /** Write a verdict down where it says something new; true when the operation ended by it. */
+  const record = (operation: Operation, verdict: Settle.Verdict): Effect.Effect<boolean, StoreUnavailable> =>
+    write(operation, verdict).pipe(
+      Effect.catchTag("PreconditionLost", () => Effect.succeed(false)),
+      Effect.annotateLogs({ volume: operation.name, action: operation.type, operation: operation.id })
+    )
+
+  const write = Effect.fn(function* ({ id, uid, ...operation }: Operation, verdict: Settle.Verdict) {
+    const learned = (binding: Declaration["binding"] | null) => (binding === null ? null : { uid, binding })
+    switch (verdict._tag) {
+      case "Pending":
+        return false
+      case "Uncertain":
+        // The clock of a quarantine starts at the first doubt, not at each new wording of it; a delete counts its readings.
+        if (operation.phase === "uncertain" && (operation.type !== "delete" || operation.error === verdict.note))
+          return false
+        yield* store.advance(id, { phase: "uncertain", status: "executing", error: verdict.note })
+        yield* Effect.logInfo("observing", verdict.note)
+        return false
+      case "NeedsOperator":
+        if (operation.phase === "needs_operator" && operation.error === verdict.error) return false
+        yield* store.advance(id, { phase: "needs_operator", status: "executing", error: verdict.error })
+        yield* Effect.logWarning("a person is needed", verdict.error)
+        return false
+      case "Settled": {
+        const volume = verdict.response["volume_id"]
+        const advance = { phase: "settled", status: "completed", response: verdict.response } as const
+        yield* store.settle(
+          id,
+          typeof volume === "string" ? { ...advance, volume_id: volume } : advance,
+          learned(verdict.binding)
+        )
+        yield* Effect.logInfo("done", verdict.response["message"])
+        return true
+      }
+      case "NotDone":
+        yield* store.settle(id, { phase: "settled", status: "failed", error: verdict.error }, learned(verdict.binding))
+        yield* wake.failed(uid, verdict.error)
+        yield* Effect.logWarning("not done", verdict.error)
+        return true
+    }
+  })
+
+  const living = Effect.map(store.declarations, (all) => all.filter(isLiving))
+
+  /** Learn, plan, check and act on one observation. */
+  const pass = Effect.fn("Loop.pass")(function* (only: ReadonlySet<Uid> | null) {
+    const began = yield* Clock.currentTimeMillis
+    const declarations = yield* living
+    const operations = yield* store.unresolved
+    const inventory = yield* observe(only, declarations, operations)
+    const running = yield* execute.running
+    const judged = operations.filter((o) => !running.has(o.id) && (only === null || only.has(o.uid)))
+    const ended = yield* settle(judged, declarations, inventory)
+
+    const now = yield* Clock.currentTimeMillis
+    const known = ended > 0 ? yield* living : declarations
+    const learned = Facts.learn(
+      only === null ? known : known.filter((d) => only.has(d.uid)),
+      inventory,
+      now,
+      options.limits
+    )
+    yield* store.bind(learned)
+    const current = learned.length > 0 ? yield* living : known
+    const unresolved = ended > 0 ? yield* store.unresolved : operations
+
+    const planInput = yield* input(current, unresolved, inventory, only)
+    const plan = Plans.make(planInput)
+    const violations = Check.check(planInput, plan)
+    for (const violation of violations)
+      yield* Effect.logError("invariant violated; this volume is not touched", violation)
+    const stopped = new Set(violations.map((v) => v.uid))
+    const actions = plan.items.flatMap((item) => (item.next === null || stopped.has(item.uid) ? [] : [item.next]))
+    for (const item of plan.items) if (item.removal_done && !stopped.has(item.uid)) yield* store.finishRemoval(item.uid)
+    yield* execute.start(actions, inventory)
+
+    yield* Effect.forEach(
+      plan.items.filter((i) => i.settled),
+      (item) => wake.stable(item.uid),
+      { discard: true }
+    )
+    const summary = Views.summarize(
+      plan,
+      actions.length,
+      ended,
+      began,
+      yield* Clock.currentTimeMillis,
+      inventory,
+      violations
+    )
+    yield* wake.passed({
+      full: only === null,
+      only,
+      flight: inFlight(plan, actions),
+      unwell: summary.problems.length > 0
+    })
+    yield* publish(current, inventory, plan, only, summary)
+    return summary
+  })
+
+  const publish = Effect.fn(function* (
+    declarations: ReadonlyArray<Declaration>,
+    inventory: Inventory,
+    plan: Plan,
+    only: ReadonlySet<Uid> | null,
+    summary: PassSummary
+  ) {
+    const now = yield* Clock.currentTimeMillis
+    const before = yield* Ref.get(view)
+    const items = new Map(plan.items.map((item) => [item.uid, item]))
+    const previous = yield* Ref.get(conditions)
+    const operations = yield* Ref.get(lastOperations)
+    const backoff = yield* wake.backoff
+    const statuses = new Map<Uid, Status>()
+    const transitions: Array<{ uid: Uid; conditions: ReadonlyArray<Condition> }> = []
+    for (const declaration of declarations) {
+      const old = before.statuses.get(declaration.uid)
+      if (only !== null && !only.has(declaration.uid)) {
+        if (old !== undefined) statuses.set(declaration.uid, old)
+        continue
+      }
+      const was = previous.get(declaration.uid) ?? []
+      const status = Statuses.make({
+        declaration,
+        inventory,
+        item: items.get(declaration.uid) ?? null,
+        last_operation_id: operations.get(declaration.uid) ?? null,
+        previous: was,
+        retry_at: backoff.get(declaration.uid)?.retry_at ?? null,
+        now
+      })
+      statuses.set(declaration.uid, status)
+      if (!Views.sameConditions(was, status.conditions))
+        transitions.push({ uid: declaration.uid, conditions: status.conditions })
+    }
+    yield* store.saveConditions(transitions)
+    if (transitions.length > 0) {
+      yield* Ref.update(conditions, (map) => {
+        const next = new Map(map)
+        for (const { uid, conditions } of transitions) next.set(uid, conditions)
+        return next
+      })
+    }
+    yield* store.saveDeviceMappings(Views.mappings(statuses, options.appliance_vm_id))
+    yield* Ref.set(view, {
+      inventory: only === null || before.inventory === null ? inventory : Views.overlay(before.inventory, inventory),
+      plan: only === null || before.plan === null ? plan : Views.overlayPlan(before.plan, plan, declarations),
+      statuses,
+      last_pass: summary
+    })
+    yield* PubSub.publish(changed, undefined)
+  })
+
+  const guarded = (only: ReadonlySet<Uid> | null) => onePass.withPermits(1)(pass(only))
+
+  const loop = wake.next.pipe(
+    Effect.flatMap((only) =>
+      guarded(only).pipe(
+        Effect.tap((summary) => Effect.logDebug("pass", summary)),
+        Effect.catchAllCause((cause) =>
+          Cause.isInterruptedOnly(cause)
+            ? Effect.failCause(cause)
+            : Effect.logError("a pass broke; trying again", cause).pipe(
+                Effect.andThen(Effect.sleep(AFTER_DEFECT)),
+                Effect.andThen(wake.pokeAll)
+              )
+        )
+      )
+    ),
+    Effect.forever
+  )
+
+  /** The guest or the NBD side may have changed: only volumes on the appliance can be concerned. */
+  const local = Effect.gen(function* () {
+    const { statuses } = yield* Ref.get(view)
+    const here = [...statuses].filter(([, s]) => s.attached_to === options.appliance_vm_id || s.next_actions.length > 0)
+    yield* wake.nudge(here.map(([uid]) => uid))
+  })
+
+  yield* loop.pipe(Effect.forkIn(scope))
+  yield* Stream.merge(devices.pokes, nbd.pokes).pipe(
+    Stream.debounce(Duration.millis(50)),
+    Stream.runForEach(() => local),
+    Effect.forkIn(scope)
+  )
+
+  const statusOf = Effect.fn(function* (declaration: Declaration) {
+    const current = yield* Ref.get(view)
+    const known = current.statuses.get(declaration.uid)
+    if (known !== undefined && known.observed_generation === declaration.generation) return known
+    const now = yield* Clock.currentTimeMillis
+    return Statuses.make({
+      declaration,
+      inventory: current.inventory,
+      item: null,
+      last_operation_id: null,
+      previous: (yield* Ref.get(conditions)).get(declaration.uid) ?? [],
+      retry_at: null,
+      now
+    })
+  })
+
+  return {
+    plan: Effect.fn("Loop.plan")(function* (candidates) {
+      const declarations = candidates ?? (yield* living)
+      const operations = yield* store.unresolved
+      const inventory = yield* observe(null, declarations, operations)
+      const planned = Plans.make({ ...(yield* input(declarations, operations, inventory, null)), backoff: new Map() })
+      return { plan: planned, inventory, declarations }
+    }),
+    view: Ref.get(view),
+    status: statusOf,
+    sync: guarded(null),
+    poke: wake.poke,
+    changes: Stream.fromPubSub(changed)
+  } satisfies Reconciler["Type"] as Reconciler["Type"]
+})
+
+/** Who must be looked at again soon: acting now, or waiting for something that passes by itself. */
+const inFlight = (plan: Plan, actions: ReadonlyArray<{ readonly uid: Uid }>): ReadonlySet<Uid> => {
+  const uids = new Set(actions.map((a) => a.uid))
+  for (const item of plan.items) if (item.blocked !== null && passes(item)) uids.add(item.uid)
+  return uids
+}
+
+/** Back-offs and graces end at known times and are not polled for. */
+const passes = (item: PlanItem): boolean =>
+  item.blocked?.category === "progress" &&
+  item.blocked.reason !== "BackingOff" &&
+  item.blocked.reason !== "DeletionGrace"

@@ -1,0 +1,174 @@
+import { Clock, Duration, Effect, Queue, Random, Ref } from "effect"
+import type { Uid } from "../schema/Ids.ts"
+
+/** First back-off and the longest, ms; doubling with full jitter in between. */
+const BACKOFF_FIRST_MS = 1_000
+const BACKOFF_LONGEST_MS = 300_000
+
+/** After news from our own calls, wait at least this long for more of them to be read together, ms. */
+const GATHER_MS = 150
+
+/** A timer cannot be set much further than this; waking for nothing is harmless, ms. */
+const LONGEST_SLEEP_MS = 3_600_000
+
+export interface Settings {
+  /** Between full passes when nothing is going on, and when something is, ms. */
+  readonly resync_idle_ms: number
+  readonly resync_busy_ms: number
+  /** Between readings of volumes in flight, ms. */
+  readonly poll_ms: number
+}
+
+export interface Backoff {
+  readonly retry_at: number
+  readonly message: string
+  readonly failures: number
+  /** Stable observations in a row since the last failure; two end the back-off. */
+  readonly stable: number
+}
+
+interface State {
+  readonly full_at: number
+  readonly poll_at: number
+  readonly last_pass_at: number
+  readonly due: ReadonlySet<Uid>
+  readonly flight: ReadonlySet<Uid>
+  readonly backoff: ReadonlyMap<Uid, Backoff>
+}
+
+/**
+ * What makes the next pass happen. Pokes carry no data and may be lost or doubled without harm: a full pass comes by
+ * itself, and volumes in flight are polled.
+ */
+export interface Wake {
+  /** A declaration was written: look at once, and forget that it backed off. */
+  readonly poke: (uids: ReadonlyArray<Uid>) => Effect.Effect<void>
+  /** Something outside may have changed (a link, the NBD file): look at these soon. */
+  readonly nudge: (uids: ReadonlyArray<Uid>) => Effect.Effect<void>
+  /** A full pass as soon as possible. */
+  readonly pokeAll: Effect.Effect<void>
+  /** One of our own calls was answered; several answers are read together. */
+  readonly answered: Effect.Effect<void>
+  readonly failed: (uid: Uid, message: string) => Effect.Effect<void>
+  /** The volume was observed as wanted. */
+  readonly stable: (uid: Uid) => Effect.Effect<void>
+  readonly backoff: Effect.Effect<ReadonlyMap<Uid, Backoff>>
+  /** After a pass: who is in flight now, and whether a source was unread, which is worth an earlier look. */
+  readonly passed: (pass: {
+    readonly full: boolean
+    readonly only: ReadonlySet<Uid> | null
+    readonly flight: ReadonlySet<Uid>
+    readonly unwell: boolean
+  }) => Effect.Effect<void>
+  /** Waits until there is something to look at; null means everything. */
+  readonly next: Effect.Effect<ReadonlySet<Uid> | null>
+}
+
+export const make = Effect.fn("Wake.make")(function* (settings: Settings) {
+  const signal = yield* Queue.sliding<void>(1)
+  const state = yield* Ref.make<State>({
+    full_at: 0,
+    poll_at: 0,
+    last_pass_at: 0,
+    due: new Set(),
+    flight: new Set(),
+    backoff: new Map()
+  })
+  const ring = Effect.asVoid(Queue.offer(signal, undefined))
+  const change = (f: (s: State) => State) => Ref.update(state, f).pipe(Effect.andThen(ring))
+
+  const next: Effect.Effect<ReadonlySet<Uid> | null> = Effect.gen(function* () {
+    while (true) {
+      const now = yield* Clock.currentTimeMillis
+      const current = yield* Ref.get(state)
+      const ready = readyAt(current, now)
+      if (ready !== undefined) return ready
+      const wait = Math.min(LONGEST_SLEEP_MS, Math.max(1, nextAt(current) - now))
+      yield* Queue.take(signal).pipe(Effect.timeoutOption(Duration.millis(wait)))
+    }
+  })
+
+  return {
+    poke: (uids) => change((s) => ({ ...s, due: union(s.due, uids), backoff: without(s.backoff, uids) })),
+    nudge: (uids) => change((s) => ({ ...s, due: union(s.due, uids) })),
+    pokeAll: change((s) => ({ ...s, full_at: 0 })),
+    answered: Effect.flatMap(Clock.currentTimeMillis, (now) =>
+      change((s) => ({
+        ...s,
+        poll_at: Math.min(s.poll_at, Math.max(now + GATHER_MS, s.last_pass_at + settings.poll_ms))
+      }))
+    ),
+    failed: Effect.fn(function* (uid, message) {
+      const now = yield* Clock.currentTimeMillis
+      const before = (yield* Ref.get(state)).backoff.get(uid)
+      const failures = (before?.failures ?? 0) + 1
+      const longest = Math.min(BACKOFF_LONGEST_MS, BACKOFF_FIRST_MS * 2 ** Math.min(failures, 20))
+      const wait = yield* Random.nextIntBetween(Math.min(BACKOFF_FIRST_MS, longest) / 2, longest + 1)
+      yield* change((s) => ({
+        ...s,
+        backoff: new Map(s.backoff).set(uid, { retry_at: now + wait, message, failures, stable: 0 })
+      }))
+    }),
+    stable: (uid) =>
+      Ref.update(state, (s) => {
+        const entry = s.backoff.get(uid)
+        if (entry === undefined) return s
+        if (entry.stable >= 1) return { ...s, backoff: without(s.backoff, [uid]) }
+        return { ...s, backoff: new Map(s.backoff).set(uid, { ...entry, stable: entry.stable + 1 }) }
+      }),
+    backoff: Effect.map(Ref.get(state), (s) => s.backoff),
+    passed: Effect.fn(function* ({ full, only, flight, unwell }) {
+      const now = yield* Clock.currentTimeMillis
+      const share = yield* Random.nextRange(0.9, 1.1)
+      yield* Ref.update(state, (s) => {
+        const inFlight = only === null ? flight : new Set([...[...s.flight].filter((uid) => !only.has(uid)), ...flight])
+        const period = inFlight.size > 0 || unwell ? settings.resync_busy_ms : settings.resync_idle_ms
+        return {
+          ...s,
+          flight: inFlight,
+          last_pass_at: now,
+          poll_at: now + settings.poll_ms,
+          // A poke for everything that came during the pass (it sets 0) stands.
+          full_at:
+            full && s.full_at !== 0
+              ? now + Math.round(period * share)
+              : Math.min(s.full_at, now + Math.round(period * share))
+        }
+      })
+    }),
+    next: next.pipe(
+      Effect.tap((only) =>
+        Ref.update(state, (s) => ({
+          ...s,
+          due: new Set<Uid>(),
+          full_at: only === null ? Number.POSITIVE_INFINITY : s.full_at
+        }))
+      )
+    )
+  } satisfies Wake as Wake
+})
+
+/** What may be looked at now: null for everything, undefined for nothing yet. Woken volumes take those in flight along. */
+const readyAt = (s: State, now: number): ReadonlySet<Uid> | null | undefined => {
+  if (now >= s.full_at) return null
+  const retry = [...s.backoff]
+    .filter(([uid, b]) => b.retry_at <= now && b.retry_at > s.last_pass_at && !s.due.has(uid))
+    .map(([uid]) => uid)
+  const poll = s.flight.size > 0 && now >= s.poll_at
+  if (s.due.size === 0 && retry.length === 0 && !poll) return undefined
+  return union(union(s.due, retry), poll ? [...s.flight] : [])
+}
+
+const nextAt = (s: State): number => {
+  const retries = [...s.backoff.values()].map((b) => b.retry_at).filter((at) => at > s.last_pass_at)
+  return Math.min(s.full_at, s.flight.size > 0 ? s.poll_at : Number.POSITIVE_INFINITY, ...retries)
+}
+
+const union = (set: ReadonlySet<Uid>, more: ReadonlyArray<Uid>): ReadonlySet<Uid> => new Set([...set, ...more])
+
+const without = <V>(map: ReadonlyMap<Uid, V>, uids: ReadonlyArray<Uid>): ReadonlyMap<Uid, V> => {
+  if (!uids.some((uid) => map.has(uid))) return map
+  const next = new Map(map)
+  for (const uid of uids) next.delete(uid)
+  return next
+}
