@@ -148,12 +148,11 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       first.filter(([, verdict]) => verdict._tag === "Uncertain").map(([operation]) => operation)
     )
     let ended = 0
-    for (const [operation, verdict] of first) {
-      const job = jobs.get(operation.id)
-      const final = job === undefined ? verdict : Settle.judge(operation, evidence(operation, job))
+    for (const [operation] of first) {
+      // Judged again one by one: two creates that lost their answers must not find the same volume in one pass (S10).
+      const final = Settle.judge(operation, evidence(operation, jobs.get(operation.id) ?? null))
       if (yield* record(operation, final)) {
         ended += 1
-        // Two creates that lost their answers must not find the same volume in one pass (S10).
         if (final._tag === "Settled" && final.binding?.volume_id) bound.add(final.binding.volume_id)
       }
     }
@@ -217,12 +216,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
 
     const now = yield* Clock.currentTimeMillis
     const known = ended > 0 ? yield* living : declarations
-    const learned = Facts.learn(
-      only === null ? known : known.filter((d) => only.has(d.uid)),
-      inventory,
-      now,
-      options.limits
-    )
+    const approved = new Set((yield* store.approvals(now)).map(Plans.heldKey))
+    const learned = Facts.learn(known, inventory, now, options.limits, { only, approved })
     yield* store.bind(learned)
     const current = learned.length > 0 ? yield* living : known
     const unresolved = ended > 0 ? yield* store.unresolved : operations

@@ -1,7 +1,7 @@
 import { Context, type Effect, type Option } from "effect"
 import type { Action, Held } from "../schema/Action.ts"
 import type { Binding, Declaration, Deletion, Manager, Spec } from "../schema/Declaration.ts"
-import type { GenerationConflict, StoreUnavailable } from "../schema/Errors.ts"
+import type { CursorExpired, GenerationConflict, PreconditionLost, StoreUnavailable } from "../schema/Errors.ts"
 import type { JobId, Name, OperationId, Uid } from "../schema/Ids.ts"
 import type { Operation, OperationStatus, OperationType, Phase } from "../schema/Operation.ts"
 import type { Condition } from "../schema/Condition.ts"
@@ -86,26 +86,35 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     readonly finishRemoval: (uid: Uid) => Effect.Effect<void, StoreUnavailable>
 
     /**
-     * A durable intent row, before its side effect (S8). Refused when the declaration moved on (generation) or an
-     * unresolved operation of the same declaration exists (S2).
+     * A durable intent row, before its side effect (S8). `GenerationConflict` when the declaration moved on or is gone
+     * (S15); `PreconditionLost` when an unresolved operation of the same declaration or volume exists (S2), or another
+     * living declaration is bound to the volume (S4).
      */
     readonly intend: <A extends Action>(
       action: A
-    ) => Effect.Effect<Intent<A["_tag"]>, GenerationConflict | StoreUnavailable>
-    readonly advance: (id: OperationId, advance: Advance) => Effect.Effect<Operation, StoreUnavailable>
+    ) => Effect.Effect<Intent<A["_tag"]>, GenerationConflict | PreconditionLost | StoreUnavailable>
+    /** `PreconditionLost` when the operation has ended (S7). Repeating the advance that ended it answers the row. */
+    readonly advance: (
+      id: OperationId,
+      advance: Advance
+    ) => Effect.Effect<Operation, PreconditionLost | StoreUnavailable>
     /** Advance an operation and write what it taught us, in one transaction. */
     readonly settle: (
       id: OperationId,
       advance: Advance,
       learned: { readonly uid: Uid; readonly binding: Binding } | null
-    ) => Effect.Effect<Operation, StoreUnavailable>
+    ) => Effect.Effect<Operation, PreconditionLost | StoreUnavailable>
     /** Every operation whose outcome is not known yet, oldest first. */
     readonly unresolved: Effect.Effect<ReadonlyArray<Operation>, StoreUnavailable>
     readonly operation: (id: OperationId) => Effect.Effect<Option.Option<Operation>, StoreUnavailable>
+    /** Newest first; 100 a page unless told, at most 1000. */
     readonly operations: (
       filter: OperationFilter
-    ) => Effect.Effect<{ readonly items: ReadonlyArray<Operation>; readonly next: string | null }, StoreUnavailable>
-    /** Destructive operations created at or after this time (ms since the epoch). */
+    ) => Effect.Effect<
+      { readonly items: ReadonlyArray<Operation>; readonly next: string | null },
+      CursorExpired | StoreUnavailable
+    >
+    /** Destructive operations created at or after this time (ms since the epoch); those refused, so not done, left out. */
     readonly destructiveSince: (since: number) => Effect.Effect<number, StoreUnavailable>
 
     readonly approvals: (now: number) => Effect.Effect<ReadonlyArray<Approval>, StoreUnavailable>
@@ -123,9 +132,14 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     readonly record: (event: Omit<EventRow, "id" | "at">) => Effect.Effect<void, StoreUnavailable>
     readonly events: (after: number, limit: number) => Effect.Effect<ReadonlyArray<EventRow>, StoreUnavailable>
 
-    /** For health: engine, durability, schema version. */
+    /** For health: engine, durability, schema version, and rows that were skipped because they do not decode (B10). */
     readonly describe: Effect.Effect<
-      { readonly engine: string; readonly durable: boolean; readonly schema_version: number },
+      {
+        readonly engine: string
+        readonly durable: boolean
+        readonly schema_version: number
+        readonly undecodable: ReadonlyArray<{ readonly table: string; readonly id: string; readonly problem: string }>
+      },
       StoreUnavailable
     >
   }

@@ -114,7 +114,9 @@ export const Binding = Schema.Struct({
   /** When the attachment was repaired after drift, newest last; three within an hour is `Contended`. */
   repairs: Schema.Array(Schema.Int),
   /** When the present drift was first seen. */
-  drift_since: Schema.NullOr(Schema.Int)
+  drift_since: Schema.NullOr(Schema.Int),
+  /** Since when CloudStack shows it on the appliance and the guest does not show it fit for use; null when nothing is awaited. */
+  device_awaited_since: Schema.optionalWith(Schema.NullOr(Schema.Int), { default: () => null })
 })
 export type Binding = typeof Binding.Type
 
@@ -126,7 +128,8 @@ export const unbound: Binding = {
   settled_generation: 0,
   loss: null,
   repairs: [],
-  drift_since: null
+  drift_since: null,
+  device_awaited_since: null
 }
 
 /** One named wish with its identity, its history and what we know of its volume. */

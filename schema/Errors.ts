@@ -100,6 +100,13 @@ export class GenerationConflict extends Schema.TaggedError<GenerationConflict>()
   }
 }
 
+/** A list cursor that this store did not give out, or whose place is gone: list again from the start. */
+export class CursorExpired extends Schema.TaggedError<CursorExpired>()("CursorExpired", { cursor: Schema.String }) {
+  override get message() {
+    return "The cursor is not one of this list's: list again without it"
+  }
+}
+
 /** Settings, a file or a command line is wrong in a way only a person can mend. */
 export class Misconfigured extends Schema.TaggedError<Misconfigured>()("Misconfigured", {
   problems: Schema.Array(Schema.Struct({ key: Schema.String, problem: Schema.String, example: Schema.String }))

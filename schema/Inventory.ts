@@ -156,7 +156,10 @@ export interface NbdReading {
   readonly port: number
   /** Every section in the file, ours and foreign, in file order, the generic and our own housekeeping ones left out. */
   readonly sections: ReadonlyArray<NbdSection>
-  /** Why the file could not be used (not parseable, wrong owner …); null when it is fine or does not exist yet. */
+  /**
+   * Why the file cannot be used until a person mends it (wrong owner, a foreign [generic] on another port …); null when it
+   * is fine, does not exist yet, or is broken and will be rendered anew by the next load (`server.problem` says so then).
+   */
   readonly config_problem: string | null
   /** A GO on the file's generation marker was granted: this very file is loaded whole. */
   readonly loaded: boolean

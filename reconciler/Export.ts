@@ -1,0 +1,288 @@
+import type { Action, Blocked } from "../schema/Action.ts"
+import type { BlockDevice } from "../schema/Inventory.ts"
+import type { Case, Decision, World } from "./Case.ts"
+import { because, block, causeOf, cloudUnread, tooSmall, unmet, wishOf } from "./Case.ts"
+import { awaited, deviceAmbiguous, deviceForbidden, guestUnread } from "./Device.ts"
+import * as Merge from "./Merge.ts"
+
+/** The export goes where it is not wanted or the volume leaves. Null when nothing of it is left. */
+export const withdraw = (c: Case): Decision | null => {
+  const leaves = c.wish !== null && c.wish !== c.appliance
+  if (!leaves && c.spec.export_wanted !== false) return null
+  if (c.view.nbd === "unread") {
+    const matters = c.declaration.binding.export !== null || c.here
+    return matters ? unmet("export", c.met, null, nbdUnread(c.world)) : null
+  }
+  const name = standing(c)
+  if (name === null) return null
+  const why = leaves ? "the volume leaves the appliance" : "it is not to be exported"
+  return unmet("export", c.met, unexport(c, name, causeOf(c.met), why), unexportProblem(c))
+}
+
+/** The name of an export that must go before this volume may leave, or null. */
+const standing = (c: Case): string | null => {
+  const { own, verification } = c.view
+  const { binding } = c.declaration
+  if (own !== null) return own.name
+  const mine = mayClaim(c)
+  if (verification?.outcome === "served" && (binding.export !== null || mine)) return verification.name
+  if (binding.export !== null && !provenGone(c)) return binding.export.name
+  return (mine ? c.view.others().claimable[0]?.name : null) ?? null
+}
+
+/** A foreign section is claimed by a declared `export_wanted`, on a volume that is here by our doing or may be moved. */
+const mayClaim = (c: Case) => {
+  const moves = c.spec.on_conflict === "move" && c.declaration.deletion?.policy !== "retain"
+  return c.here && c.spec.export_wanted !== null && (c.ours || moves)
+}
+
+/** No section, and a GO was refused or nobody listens. */
+const provenGone = (c: Case): boolean => {
+  const state = c.world.merged.nbd?.server.state
+  if (state === "absent" || state === "not_installed") return true
+  const outcome = c.view.verification?.outcome
+  return outcome === "unknown" || outcome === "denied" || outcome === "refused"
+}
+
+export const unexport = (c: Case, export_name: string, cause: Action["cause"], why: string): Action => ({
+  _tag: "Unexport",
+  ...because(c.view, cause, why, cause === "drift"),
+  volume_id: c.row.id,
+  export_name,
+  device: c.view.device?.identity ?? null
+})
+
+export const unexportProblem = (c: Case): Blocked | null => {
+  if (c.view.guest === "ambiguous") return deviceAmbiguous(c)
+  if (c.here && c.view.guest === "unread") return guestUnread(c.world)
+  if (c.view.nbd === "partial") return nbdUnread(c.world)
+  return nbdProblem(c.world) ?? inUse(c)
+}
+
+export const inUse = (c: Case): Blocked | null => {
+  const [holder] = c.view.holders
+  if (holder === undefined) return null
+  const who = holder.peer === null ? `${holder.command} (pid ${holder.pid})` : `a client at ${holder.peer}`
+  const more = c.view.holders.length > 1 ? ` and ${c.view.holders.length - 1} more` : ""
+  return block(
+    "InUse",
+    `${who}${more} has ${c.view.device?.kernel_path ?? "the device"} open`,
+    "end the transfer or wait for it; the volume leaves as soon as nobody has it open"
+  )
+}
+
+export const detect = (c: Case): Decision | null => {
+  const exported = c.spec.export_wanted === true
+  if (!c.here || (c.wish === null && !exported)) return null
+  switch (c.view.guest) {
+    case "unread":
+      return unmet("device", c.met, null, guestUnread(c.world))
+    case "ambiguous":
+      return unmet("device", c.met, null, deviceAmbiguous(c))
+    case "absent":
+      return astray(c) ?? unmet("device", c.met, null, awaited(c, "the guest shows no disk with the volume's serial"))
+    case "present":
+      return null
+  }
+}
+
+/** The export is served, and by another disk than the volume's: it must go at once (S3). */
+const astray = (c: Case): Decision | null => {
+  const { verification } = c.view
+  const wrong = verification?.outcome === "served" && verification.device !== null
+  if (c.declaration.binding.export === null || !wrong) return null
+  const why = `${verification.name} is served from ${verification.device}, which is not this volume's disk`
+  return unmet("export", c.met, unexport(c, verification.name, "drift", why), unexportProblem(c))
+}
+
+export const nbdUnread = (world: World) => {
+  const { nbd } = world.merged.inventory
+  const why = nbd._tag === "Unread" ? nbd.message : (nbd.note ?? "not everything could be read")
+  return block(
+    "NbdUnread",
+    `the NBD server could not be observed: ${why}`,
+    "check NBD_CONFIG and the NBD server (volumed doctor)"
+  )
+}
+
+/** Why the NBD server cannot be made to serve another file now, or null. */
+export const nbdProblem = (world: World): Blocked | null => {
+  const { nbd } = world.merged
+  if (nbd === null) return nbdUnread(world)
+  if (nbd.config_problem !== null) {
+    return block(
+      "NbdConfigBroken",
+      `the NBD server's file cannot be used: ${nbd.config_problem}`,
+      "repair the file, or move it away so that volumed writes a new one"
+    )
+  }
+  switch (nbd.server.state) {
+    case "running":
+    case "absent":
+    case "hung":
+      return null
+    case "foreign":
+      return block(
+        "NbdServerForeign",
+        `port ${nbd.port} is taken by a server that volumed may not replace${nbd.server.problem === null ? "" : `: ${nbd.server.problem}`}`,
+        "stop that server, or set NBD_PORT to a free port"
+      )
+    case "not_installed":
+      return block("NbdNotInstalled", "no NBD server is installed", "install the package nbd-server")
+  }
+}
+
+/** Serve again what was proven before: same name, same path, same disk. Null when it is served, or not provably the same. */
+const servedAgain = (world: World, view: Merge.View): Action | null => {
+  const { binding, spec } = view.declaration
+  const { device } = view
+  if (binding.export === null || binding.volume_id === null || device === null || device.forbidden !== null) return null
+  if (view.nbd === "unread" || device.size === 0 || !device.by_id_paths.includes(binding.export.path)) return null
+  if (view.own !== null && (view.own.path !== binding.export.path || view.own.read_only !== spec.read_only)) return null
+  if (looksRight(view, device, spec.read_only) || rivalOf(view) !== null) return null
+  return {
+    _tag: "Export",
+    ...because(view, "recovery", `${binding.export.name} was served before and is not: ${howServed(world, view)}`),
+    volume_id: binding.volume_id,
+    export_name: binding.export.name,
+    path: binding.export.path,
+    device: device.identity,
+    size: device.size,
+    read_only: spec.read_only
+  }
+}
+
+/** Without CloudStack only what was verified last may be served again, unchanged (S8). */
+export const blindly = (world: World, view: Merge.View): Decision => {
+  const unread = unmet("volume", false, null, cloudUnread(world))
+  const { binding, generation, spec } = view.declaration
+  const appliance = world.merged.inventory.appliance_vm_id
+  const wanted = spec.export_wanted === true && binding.attachment?.vm_id === appliance
+  const wish = wishOf(spec, appliance)
+  if (!wanted || (wish !== null && wish !== appliance) || binding.settled_generation < generation) return unread
+  const again = servedAgain(world, view)
+  return again === null ? unread : unmet("export", true, again, nbdProblem(world))
+}
+
+/** Section and handshake are as they should be, as far as they can be seen. */
+const looksRight = ({ own, verification: v }: Merge.View, device: BlockDevice, read_only: boolean): boolean =>
+  own !== null &&
+  own.read_only === read_only &&
+  v !== null &&
+  v.outcome === "served" &&
+  v.size === device.size &&
+  v.read_only === read_only &&
+  (v.device === device.identity || v.device === null)
+
+/** What can be seen includes the serving process's own device: the proof that these are the volume's bytes (S3). */
+const servedRight = (view: Merge.View, device: BlockDevice, read_only: boolean): boolean =>
+  looksRight(view, device, read_only) && view.verification?.device === device.identity
+
+const howServed = (world: World, view: Merge.View): string => {
+  const { verification: v } = view
+  const state = world.merged.nbd?.server.state ?? "unread"
+  if (view.own === null) return "the file has no section for it"
+  if (state !== "running") return `the server is ${state}`
+  if (v === null) return "it was not asked for yet"
+  if (v.outcome !== "served") return `the server answered ${v.outcome}${v.message === null ? "" : ` (${v.message})`}`
+  return `it is served with ${v.size} bytes, ${v.read_only === true ? "read-only" : "writable"}, from ${v.device ?? "an unknown device"}`
+}
+
+/** A foreign section that becomes ours with the next export; one that had a name of its own before keeps that. */
+const claimableOf = (c: Case) => (c.declaration.binding.export === null ? (c.view.others().claimable[0] ?? null) : null)
+
+const kernelPath = /^\/dev\/(?:[shv]d|xvd)[a-z]+$/
+
+export const serve = (c: Case): Decision | null => {
+  const { device } = c.view
+  if (c.spec.export_wanted !== true || !c.here || device === null) return null
+  if (c.view.nbd === "unread") return unmet("export", c.met, null, nbdUnread(c.world))
+  const section = c.view.own ?? claimableOf(c)
+  const [best] = device.by_id_paths
+  if (best === undefined) return unmet("device", c.met, null, awaited(c, "no by-id link leads to its disk"))
+  const kept = section?.path != null && device.by_id_paths.includes(section.path)
+  const path = kept && section.path !== null ? section.path : best
+  if (kept && servedRight(c.view, device, c.spec.read_only)) return null
+  return (
+    reserve(c) ??
+    (kept ? unverified(c, device) : null) ??
+    unmet("export", c.met, exporting(c, device, path), exportProblem(c, device))
+  )
+}
+
+/** A proven export comes back as it was, whatever became of sizes meanwhile: a mismatch is no reason to unexport. */
+const reserve = (c: Case): Decision | null => {
+  const again = servedAgain(c.world, c.view)
+  if (again === null) return null
+  return unmet("export", true, { ...again, cause: causeOf(true) }, nbdProblem(c.world) ?? awaitedAnswer(c))
+}
+
+/** Served as far as can be seen, by a process whose open files could not be read: no reason to load again, no proof. */
+const unverified = (c: Case, device: BlockDevice): Decision | null => {
+  if (!looksRight(c.view, device, c.spec.read_only)) return null
+  const message = `${Merge.exportName(c.view)} is served, but from which device could not be read`
+  const advice = "run volumed with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, as its unit file does"
+  return unmet("export", c.met, null, block("NbdUnread", message, advice))
+}
+
+/** The file says it, the server runs, and nobody has asked it yet. */
+const awaitedAnswer = (c: Case): Blocked | null =>
+  c.view.verification === null && c.view.own !== null && c.world.merged.nbd?.server.state === "running"
+    ? block("NbdUnread", `${Merge.exportName(c.view)} was not verified yet`, "nothing: the next pass asks the server")
+    : null
+
+const exporting = (c: Case, device: BlockDevice, path: string): Action => {
+  const { own } = c.view
+  const section = own ?? claimableOf(c)
+  const from = section?.path ?? null
+  const common = {
+    volume_id: c.row.id,
+    export_name: own?.name ?? Merge.exportName(c.view),
+    path,
+    device: device.identity,
+    size: device.size,
+    read_only: c.spec.read_only
+  }
+  if (from !== null && kernelPath.test(from)) {
+    const why = `its section names ${from}, a letter that changes over reboots`
+    return { _tag: "MigratePath", ...because(c.view, causeOf(c.met), why), ...common, from }
+  }
+  const claim = own === null && section !== null ? `; the section ${section.name} is taken over` : ""
+  const why = section === null ? "it should be served and is not" : `it should be served: ${howServed(c.world, c.view)}`
+  return { _tag: "Export", ...because(c.view, causeOf(c.met), why + claim), ...common }
+}
+
+/** Another section that leads to the same device, or bears the same name: one device is served under one name (S3). */
+const rivalOf = (view: Merge.View) => {
+  const { claimable, taken } = view.others()
+  return taken[0] ?? claimable[view.declaration.binding.export === null ? 1 : 0] ?? null
+}
+
+const exportProblem = (c: Case, device: BlockDevice): Blocked | null => {
+  const rival = rivalOf(c.view)
+  if (rival !== null) {
+    return block(
+      "ExportNameTaken",
+      `the NBD section ${rival.name} leads to this volume's name or device too`,
+      "remove that section or the declaration behind it: one device is served under one name"
+    )
+  }
+  if (device.forbidden !== null) return deviceForbidden(device.forbidden)
+  if (device.size < Math.max(1, c.row.size)) {
+    return block(
+      "SizeMismatch",
+      `${device.kernel_path} has ${device.size} bytes, CloudStack says ${c.row.size}`,
+      "rescan the device, or detach and attach the volume so that the guest sees its size"
+    )
+  }
+  return tooSmall(c.spec, c.row) ?? nbdProblem(c.world) ?? awaitedAnswer(c)
+}
+
+/** Everything is in place, and the volume is smaller than declared, or the disk smaller than the volume. */
+export const shrunk = (c: Case): Decision | null => {
+  const small = tooSmall(c.spec, c.row)
+  if (small !== null) return unmet("volume", c.met, null, small)
+  const { device } = c.view
+  if (c.spec.export_wanted !== true || !c.here || device === null || device.size >= c.row.size) return null
+  return unmet("device", c.met, null, exportProblem(c, device))
+}

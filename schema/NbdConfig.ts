@@ -1,0 +1,431 @@
+/**
+ * The grammar of nbd-server's file: a GLib key file (`gkeyfile.c`), and the sections of it that are ours.
+ *
+ * A text is the file's bytes, one character a byte (latin1), because what others wrote need not be UTF-8 and is kept
+ * byte for byte. What we write ourselves is printable ASCII only, so that no name or path can ever become a key.
+ */
+
+export interface Pair {
+  readonly key: string
+  readonly value: string
+}
+
+export interface Section {
+  readonly name: string
+  /** Comments and blank lines before the header, as they are. */
+  readonly lead: string
+  /** From the header to the end of the last key's line, as it is. */
+  readonly body: string
+  readonly pairs: ReadonlyArray<Pair>
+}
+
+export interface Document {
+  /** A byte order mark at the start: GLib 2.74 refuses the file for it, so that a rendering leaves it out. */
+  readonly bom: boolean
+  readonly sections: ReadonlyArray<Section>
+  /** Comments and blank lines after the last key. */
+  readonly tail: string
+  /** Names with more than one header. GLib reads them as one group, the last value of a key wins. */
+  readonly duplicates: ReadonlyArray<string>
+}
+
+export type Parsed =
+  | { readonly _tag: "Parsed"; readonly document: Document }
+  /** `line` counts from 1. */
+  | { readonly _tag: "Malformed"; readonly line: number; readonly problem: string }
+
+const BOM = "\xef\xbb\xbf"
+
+/** Every byte of the text is in the document, so `print` gives the same text again. */
+export const parse = (text: string): Parsed => {
+  const bom = text.startsWith(BOM)
+  const sections: Array<{ name: string; lead: string; body: string; pairs: Array<Pair> }> = []
+  let pending = ""
+  for (const [index, line] of linesOf(bom ? text.slice(BOM.length) : text).entries()) {
+    const read = readLine(line)
+    const current = sections.at(-1)
+    switch (read._tag) {
+      case "Comment":
+        pending += line
+        continue
+      case "Header":
+        sections.push({ name: read.name, lead: pending, body: line, pairs: [] })
+        break
+      case "Pair":
+        if (current === undefined) return { _tag: "Malformed", line: index + 1, problem: "a key before any section" }
+        current.body += pending + line
+        current.pairs.push({ key: read.key, value: read.value })
+        break
+      case "Wrong":
+        return { _tag: "Malformed", line: index + 1, problem: read.problem }
+    }
+    pending = ""
+  }
+  return { _tag: "Parsed", document: { bom, sections, tail: pending, duplicates: repeated(sections) } }
+}
+
+export const print = (document: Document): string =>
+  (document.bom ? BOM : "") + document.sections.map((s) => s.lead + s.body).join("") + document.tail
+
+const linesOf = (text: string): ReadonlyArray<string> => text.match(/[^\n]*\n|[^\n]+$/g) ?? []
+
+const repeated = (sections: ReadonlyArray<{ readonly name: string }>): ReadonlyArray<string> => {
+  const seen = new Set<string>()
+  const twice = new Set<string>()
+  for (const { name } of sections) (seen.has(name) ? twice : seen).add(name)
+  return [...twice]
+}
+
+type Line =
+  | { readonly _tag: "Comment" }
+  | { readonly _tag: "Header"; readonly name: string }
+  | { readonly _tag: "Pair"; readonly key: string; readonly value: string }
+  | { readonly _tag: "Wrong"; readonly problem: string }
+
+/** One line as `g_key_file_parse_line` reads it. `;` begins no comment, and blanks at the end belong to the value. */
+const readLine = (line: string): Line => {
+  if (line.includes("\0")) return { _tag: "Wrong", problem: "a NUL byte" }
+  const content = line.replace(/\r?\n$/, "").replace(/^[\t\n\v\f\r ]+/, "")
+  if (content === "" || content.startsWith("#")) return { _tag: "Comment" }
+  const header = /^\[([^\]]*)\][ \t]*$/.exec(content)?.[1]
+  if (header !== undefined) {
+    return header === "" || /[[\x00-\x1f\x7f]/.test(header)
+      ? { _tag: "Wrong", problem: "a section name that is empty or holds a bracket or a control character" }
+      : { _tag: "Header", name: header }
+  }
+  const equals = content.indexOf("=")
+  if (equals < 1) return { _tag: "Wrong", problem: "neither a section, a key with a value, nor a comment" }
+  const key = content.slice(0, equals).replace(/[\t\n\v\f\r ]+$/, "")
+  return /^[^[\]]*[^[\] ](\[[\w.@\x80-\xff-]*\])?$/.test(key)
+    ? { _tag: "Pair", key, value: content.slice(equals + 1).replace(/^[\t\n\v\f\r ]+/, "") }
+    : { _tag: "Wrong", problem: "a key that is empty or holds a bracket" }
+}
+
+/** What GLib hands out for a key of a section: groups of one name are one group, the last value counts, escapes resolved. */
+export const valueOf = (document: Document, section: string, key: string): string | null => {
+  const pair = document.sections
+    .filter((s) => s.name === section)
+    .flatMap((s) => s.pairs)
+    .findLast((p) => p.key === key)
+  if (pair === undefined) return null
+  return pair.value.replace(/\\([sntr\\])/g, (_, escape: string) => ESCAPES[escape] ?? escape)
+}
+
+const ESCAPES: Readonly<Record<string, string>> = { s: " ", n: "\n", t: "\t", r: "\r", "\\": "\\" }
+
+/** GLib's booleans, blanks at the end aside; absent is nbd-server's default, false. */
+export const flagOf = (document: Document, section: string, key: string): boolean =>
+  isTrue(valueOf(document, section, key) ?? "false")
+
+const isTrue = (value: string): boolean => /^(true|1)\s*$/.test(value)
+
+/**
+ * Why nbd-server itself would refuse a file that GLib can read, or null. It is all or nothing: one bad section and the
+ * server does not start (`parse_cfile` in nbd-server.c, tables of 3.24).
+ */
+export const refusal = (document: Document): string | null => {
+  const first = document.sections[0]
+  if (first === undefined) return "it holds no section"
+  if (first.name !== "generic") return `its first section is [${first.name}], not [generic]`
+  for (const name of new Set(document.sections.map((s) => s.name))) {
+    const tables = name === "generic" ? GENERIC_KEYS : EXPORT_KEYS
+    if (name !== "generic" && valueOf(document, name, "exportname") === null) return `[${name}] has no exportname`
+    for (const [keys, grammar, expected] of tables) {
+      const wrong = keys.find((key) => !grammar.test(valueOf(document, name, key) ?? "0"))
+      if (wrong !== undefined) return `${wrong} in [${name}] is not ${expected}`
+    }
+  }
+  return null
+}
+
+type Keys = ReadonlyArray<readonly [ReadonlyArray<string>, RegExp, string]>
+const BOOLEAN = /^(true|false|1|0)\s*$/
+const INTEGER = /^\s*[+-]?\d+\s*$/
+const GENERIC_KEYS: Keys = [
+  [["allowlist", "duallisten", "force_tls"], BOOLEAN, "true or false"],
+  [["max_threads"], INTEGER, "a number"]
+]
+const EXPORT_KEYS: Keys = [
+  [
+    ["readonly", "multifile", "treefiles", "copyonwrite", "waitfile", "sparse_cow", "sync", "flush", "fua"],
+    BOOLEAN,
+    "true or false"
+  ],
+  [["rotational", "temporary", "trim", "datalog", "force_tls", "splice"], BOOLEAN, "true or false"],
+  [["maxconnections"], INTEGER, "a number"]
+]
+
+/** Always in the file: nbd-server does not start without any export, and a GO on it tells a living server from a hung one. */
+export const SENTINEL = "volumed-sentinel"
+const MARKER = /^gen-[0-9a-f]{32}$/
+
+/** Sections that hold no volume and that only we write. */
+export const isHousekeeping = (name: string): boolean => name === SENTINEL || MARKER.test(name)
+
+/** The line that makes a `[generic]` ours: without it the section is somebody else's and stays as it is. */
+const SIGNATURE = "# This [generic] is written by volumed; delete this line to keep your own values."
+
+const hasSignature = (lead: string): boolean => linesOf(lead).some((line) => line.trim() === SIGNATURE)
+
+/** True when there is no `[generic]`, or one that we wrote. */
+export const ownsGeneric = (document: Document | null): boolean => {
+  const generic = document?.sections.filter((s) => s.name === "generic") ?? []
+  return generic.every((s) => hasSignature(s.lead))
+}
+
+export interface Listen {
+  /** An explicit IPv4 address: unset, 3.24 listens everywhere. */
+  readonly host: string
+  readonly port: number
+}
+
+/**
+ * What somebody else's `[generic]` means for us. `conflict`: the server cannot be reached where the settings say, so the
+ * file is of no use to us as it is. `remarks`: worth a look, no hindrance.
+ */
+export const judgeGeneric = (
+  document: Document,
+  listen: Listen
+): { readonly conflict: string | null; readonly remarks: ReadonlyArray<string> } => {
+  if (ownsGeneric(document)) return { conflict: null, remarks: [] }
+  const port = (valueOf(document, "generic", "port") ?? "10809").trim()
+  const addresses = (valueOf(document, "generic", "listenaddr") ?? "").split(/[, \t]+/).filter((a) => a !== "")
+  const wide = addresses.length === 0 || addresses.some((a) => a === "0.0.0.0" || a === "::")
+  if (port !== String(listen.port)) {
+    return { conflict: `its [generic] says port ${port}, the settings say ${listen.port}`, remarks: [] }
+  }
+  if (!wide && !addresses.includes(listen.host)) {
+    const conflict = `its [generic] listens on ${addresses.join(", ")}, the settings say ${listen.host}`
+    return { conflict, remarks: [] }
+  }
+  const user = valueOf(document, "generic", "user")?.trim() ?? "root"
+  return {
+    conflict: null,
+    remarks: [
+      ...(wide ? ["its [generic] listens on every address of this machine"] : []),
+      ...(user === "root" ? [] : [`its [generic] runs the server as ${user}, who must be able to open the devices`])
+    ]
+  }
+}
+
+/** One export of ours. */
+export interface Export {
+  readonly name: string
+  readonly path: string
+  readonly read_only: boolean
+  readonly authfile: string
+}
+
+export interface Rendering {
+  /** The file as it is; null for a new one. */
+  readonly base: Document | null
+  readonly listen: Listen
+  readonly sentinel: string
+  readonly exports: ReadonlyArray<Export>
+  /** Names whose sections leave the file, beside those of `exports`. Every other section stays byte for byte. */
+  readonly drop: ReadonlyArray<string>
+}
+
+export type Rendered =
+  /** All but the generation marker, which `seal` adds. */
+  | { readonly _tag: "Rendered"; readonly body: string }
+  | { readonly _tag: "Refused"; readonly problems: ReadonlyArray<string> }
+
+/** The same request on the rendered file gives the same bytes again, whatever the order of its exports. */
+export const render = (rendering: Rendering): Rendered => {
+  const problems = problemsOf(rendering)
+  if (problems.length > 0) return { _tag: "Refused", problems }
+  const own = [sentinelSection(SENTINEL, rendering.sentinel), ...byName(rendering.exports).map(exportSection)]
+  return { _tag: "Rendered", body: foreignPart(rendering) + own.map((lines) => `\n${lines}`).join("") }
+}
+
+/**
+ * The whole file. A GO on the marker proves that this very file was parsed to its end, for nbd-server takes a file
+ * whole or not at all. `hash` is the SHA-256 of `body` in hex, of which 128 bits are used.
+ */
+export const seal = (body: string, hash: string, sentinel: string): string =>
+  `${body}\n${sentinelSection(markerName(hash), sentinel)}`
+
+export const markerName = (hash: string): string => `gen-${hash.slice(0, 32)}`
+
+/** The marker's name and the text whose hash it must be; null when the file does not end in a marker. */
+export const generation = (
+  document: Document
+): { readonly marker: string; readonly body: string; readonly hash: string } | null => {
+  const last = document.sections.at(-1)
+  if (last === undefined || !MARKER.test(last.name) || last.lead !== "\n" || document.tail !== "") return null
+  const text = print(document)
+  return {
+    marker: last.name,
+    body: text.slice(0, text.length - last.lead.length - last.body.length),
+    hash: last.name.slice(4)
+  }
+}
+
+const byName = (exports: ReadonlyArray<Export>): ReadonlyArray<Export> =>
+  [...exports].sort((a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0))
+
+/** What others wrote, in their order, comments that stood beside our sections included; or our own `[generic]`. */
+const foreignPart = (rendering: Rendering): string => {
+  const leaving = leavingNames(rendering)
+  const ours = ownsGeneric(rendering.base)
+  const kept = (rendering.base?.sections ?? []).map((section) => {
+    if (section.name === "generic" && ours) return unsigned(section.lead)
+    return leaving(section.name) ? trimmed(section.lead) : section.lead + section.body
+  })
+  const text = trimmed(kept.join("") + (rendering.base?.tail ?? ""))
+  if (!ours) return text
+  const rest = text.replace(/^(?:[ \t\r]*\n)+/, "")
+  return genericSection(rendering.listen) + (rest === "" ? "" : `\n${rest}`)
+}
+
+const leavingNames = (rendering: Rendering): ((name: string) => boolean) => {
+  const names = new Set([...rendering.exports.map((e) => e.name), ...rendering.drop])
+  return (name) => names.has(name) || isHousekeeping(name)
+}
+
+const unsigned = (lead: string): string =>
+  trimmed(
+    linesOf(lead)
+      .filter((line) => line.trim() !== SIGNATURE)
+      .join("")
+  )
+
+/** Blank lines before our own sections are nobody's content; kept, they would grow with every rendering. */
+const trimmed = (text: string): string => {
+  const lines = [...linesOf(text)]
+  while (lines.at(-1)?.trim() === "") lines.pop()
+  const rest = lines.join("")
+  return rest === "" || rest.endsWith("\n") ? rest : `${rest}\n`
+}
+
+/** The only keys we ever write. `readonly` stands before `exportname`: a file cut in between then loses the export, not its flag. */
+type Key =
+  | "listenaddr"
+  | "port"
+  | "allowlist"
+  | "max_threads"
+  | "readonly"
+  | "flush"
+  | "fua"
+  | "virtstyle"
+  | "authfile"
+  | "exportname"
+
+const section = (name: string, pairs: ReadonlyArray<readonly [Key, string]>): string =>
+  `[${name}]\n${pairs.map(([key, value]) => `${key} = ${value}\n`).join("")}`
+
+const genericSection = (listen: Listen): string =>
+  `${SIGNATURE}\n${section("generic", [
+    ["listenaddr", listen.host],
+    ["port", String(listen.port)],
+    ["allowlist", "false"],
+    ["max_threads", "4"]
+  ])}`
+
+const sentinelSection = (name: string, path: string): string => section(name, sentinelPairs(path))
+
+const sentinelPairs = (path: string): ReadonlyArray<readonly [Key, string]> => [
+  ["readonly", "true"],
+  ["virtstyle", "none"],
+  ["exportname", path]
+]
+
+const exportSection = (one: Export): string => section(one.name, exportPairs(one))
+
+/** `virtstyle = none`: the default reads the path as a format string. `flush`, `fua`: off, clients could not flush at all. */
+const exportPairs = (one: Export): ReadonlyArray<readonly [Key, string]> => [
+  ["readonly", String(one.read_only)],
+  ["flush", "true"],
+  ["fua", "true"],
+  ["virtstyle", "none"],
+  ["authfile", one.authfile],
+  ["exportname", one.path]
+]
+
+/**
+ * Reads the sealed text as nbd-server will and compares it with what was meant: ours exactly, everybody else's byte for
+ * byte, nothing besides. Null when they agree. Independent of how the text was made.
+ */
+export const disagreement = (text: string, rendering: Rendering): string | null => {
+  const parsed = parse(text)
+  if (parsed._tag === "Malformed") return `line ${parsed.line}: ${parsed.problem}`
+  const document = parsed.document
+  const leaving = leavingNames(rendering)
+  const generic = ownsGeneric(rendering.base)
+  const foreign = (one: Section) => !leaving(one.name) && !(one.name === "generic" && generic)
+  const bodies = (sections: ReadonlyArray<Section>) => sections.filter(foreign).map((s) => s.body.replace(/\r?\n$/, ""))
+  const [had, has] = [bodies(rendering.base?.sections ?? []), bodies(document.sections)]
+  if (JSON.stringify(had) !== JSON.stringify(has)) return "sections of others would change"
+  const wanted = new Map([
+    [SENTINEL, sentinelPairs(rendering.sentinel)],
+    ...rendering.exports.map((e) => [e.name, exportPairs(e)] as const)
+  ])
+  const own = document.sections.filter((s) => leaving(s.name) && !MARKER.test(s.name))
+  const exact = own.every((s) => samePairs(s.pairs, wanted.get(s.name)))
+  if (own.length !== wanted.size || !exact) return "our own sections would not be what was asked for"
+  const marker = generation(document) === null ? undefined : document.sections.at(-1)
+  if (marker === undefined) return "the generation marker is not the last section"
+  if (!samePairs(marker.pairs, sentinelPairs(rendering.sentinel))) return "the generation marker would not be whole"
+  return refusal(document)
+}
+
+const samePairs = (has: ReadonlyArray<Pair>, want: ReadonlyArray<readonly [Key, string]> | undefined): boolean =>
+  want !== undefined &&
+  has.length === want.length &&
+  has.every((pair, index) => pair.key === want[index]?.[0] && pair.value === want[index]?.[1])
+
+/** nbd-server overflows an error buffer on long paths that do not exist. */
+export const PATH_LENGTH_MAX = 99
+
+/** Why a path cannot be written into the file, or null. */
+export const pathProblem = (path: string): string | null => {
+  if (!path.startsWith("/")) return "is not absolute"
+  if (path.length > PATH_LENGTH_MAX) {
+    return `has ${path.length} characters; nbd-server is only safe with at most ${PATH_LENGTH_MAX}`
+  }
+  if (/[^\x20-\x7e]/.test(path)) return "holds a control or non-ASCII character"
+  if (/[%\\]/.test(path)) return "holds % or \\, which nbd-server rewrites"
+  if (path.endsWith(" ")) return "ends in a blank"
+  return path.split("/").some((part) => part === "." || part === "..") ? "holds a . or .. part" : null
+}
+
+/** Why a name cannot be an export of ours, or null. Upper case is for names of claimed sections that others once chose. */
+export const nameProblem = (name: string): string | null => {
+  if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/.test(name)) {
+    return "is not 1-63 characters of A-Z a-z 0-9 . _ - starting with a letter or digit"
+  }
+  return name.toLowerCase() === "generic" || isHousekeeping(name.toLowerCase()) ? "is reserved" : null
+}
+
+const problemsOf = (rendering: Rendering): ReadonlyArray<string> => {
+  const { base, drop, exports, listen, sentinel } = rendering
+  const refused = base === null ? null : refusal(base)
+  const conflict = base === null ? null : judgeGeneric(base, listen).conflict
+  const folded = repeated(exports.map((e) => ({ name: e.name.toLowerCase() })))
+  const told = (what: string, problem: string | null) => (problem === null ? [] : [`${what} ${problem}`])
+  return [
+    ...told("the file cannot be extended:", refused),
+    ...told("the file cannot be used:", conflict),
+    ...told(`the address ${quoted(listen.host)}`, addressProblem(listen.host)),
+    ...told("the port", Number.isInteger(listen.port) && listen.port > 0 && listen.port < 65_536 ? null : "is no port"),
+    ...told(`the sentinel's path ${quoted(sentinel)} (in STATE_DIR)`, pathProblem(sentinel)),
+    ...folded.map((name) => `the export name ${quoted(name)} is wanted twice`),
+    ...drop.flatMap((name) => (name === "generic" ? ["[generic] cannot be dropped"] : [])),
+    ...exports.flatMap((one) => [
+      ...told(`the export name ${quoted(one.name)}`, nameProblem(one.name)),
+      ...told(`the path ${quoted(one.path)} of ${quoted(one.name)}`, pathProblem(one.path)),
+      ...told(`the authfile ${quoted(one.authfile)} (in NBD_ACL_DIR)`, pathProblem(one.authfile))
+    ])
+  ]
+}
+
+/** Why an address cannot be written into the file or an authfile, or null. On 3.24 a mask in an authfile can match everybody. */
+export const addressProblem = (address: string): string | null => {
+  const parts = address.split(".")
+  const plain = parts.length === 4 && parts.every((part) => /^(0|[1-9]\d{0,2})$/.test(part) && Number(part) <= 255)
+  if (!plain) return "is not a single IPv4 address"
+  return address === "0.0.0.0" ? "is every address, not one" : null
+}
+
+const quoted = (text: string): string => JSON.stringify(text.slice(0, 120))

@@ -1,0 +1,39 @@
+import type * as SqlClient from "@effect/sql/SqlClient"
+import type * as SqlError from "@effect/sql/SqlError"
+import type { Effect } from "effect"
+import * as Declarations from "./Declarations.ts"
+import * as DeviceMappings from "./DeviceMappings.ts"
+import * as Journal from "./Journal.ts"
+import * as VolumeOperations from "./VolumeOperations.ts"
+
+export type Migration = Effect.Effect<unknown, SqlError.SqlError, SqlClient.SqlClient>
+
+/**
+ * The schema's history: append only, numbered without gaps. Each entry is one DDL statement that does nothing when its
+ * effect is there already, because MySQL commits around every DDL statement: a crash between the statement and the row
+ * that records it is then mended by running it again.
+ */
+export const migrations: Readonly<Record<string, Migration>> = {
+  "0001_volume_operations": VolumeOperations.table,
+  "0002_volume_operations_by_volume": VolumeOperations.byVolume,
+  "0003_volume_operations_by_status": VolumeOperations.byStatus,
+  "0004_volume_operations_by_creation": VolumeOperations.byCreation,
+  "0005_volume_operations_by_uid": VolumeOperations.byUid,
+  "0006_volume_operations_one_unresolved": VolumeOperations.oneUnresolved,
+  "0007_device_mappings": DeviceMappings.table,
+  "0008_device_mappings_unique_volume": DeviceMappings.uniqueVolume,
+  "0009_device_mappings_unique_path": DeviceMappings.uniquePath,
+  "0010_device_mappings_by_vm": DeviceMappings.byVm,
+  "0011_device_mappings_by_path": DeviceMappings.byPath,
+  "0012_declarations": Declarations.table,
+  "0013_declarations_unique_living_name": Declarations.uniqueLivingName,
+  "0014_declarations_by_bound_volume": Declarations.byBoundVolume,
+  "0015_declarations_by_removal": Declarations.byRemoval,
+  "0016_conditions": Declarations.conditions,
+  "0017_approvals": Declarations.approvals,
+  "0018_exports": Declarations.exports,
+  "0019_volumed_exports": Declarations.exportsView,
+  "0020_events": Journal.events,
+  "0021_lease": Journal.lease,
+  "0022_idempotency_keys": Journal.idempotencyKeys
+}

@@ -1,0 +1,125 @@
+import { Context, Effect, Layer, type Scope } from "effect"
+import { existsSync, rmSync } from "node:fs"
+import { join } from "node:path"
+import type { Misconfigured, StoreUnavailable } from "../../schema/Errors.ts"
+import type { Settings } from "../../schema/Settings.ts"
+import * as Server from "../Http/Server.ts"
+import * as Layers from "../Layers.ts"
+import * as Logging from "../Logging.ts"
+import { PROGRAM_DIRS } from "../Nbd/Main.ts"
+import * as Processes from "../Nbd/Processes.ts"
+import * as SettingsFrom from "../Settings.ts"
+import * as Sandbox from "../Simulation/Sandbox.ts"
+import type { Invocation } from "./Arguments.ts"
+
+import { Output } from "./Output.ts"
+import * as Package from "./Package.ts"
+import * as World from "./World.ts"
+
+/** Runs until it is interrupted, which is how SIGTERM and SIGINT arrive here. */
+export const serve = (invocation: Invocation) => Effect.scoped(serving(invocation))
+
+const serving = Effect.fn("Serve.serve")(function* (invocation: Invocation) {
+  const { flags, values } = invocation
+  const output = yield* Output
+  const sandbox = flags.has("sandbox") ? yield* Effect.flatMap(World.options(invocation), Sandbox.start) : null
+  const settings = yield* SettingsFrom.fromEnvironment(
+    sandbox === null ? process.env : sandboxEnvironment(sandbox, process.env),
+    values.config ?? null,
+    {
+      dry_run: flags.has("dry-run"),
+      sandbox: sandbox !== null,
+      listen: values.listen ?? null,
+      terminal: process.stderr.isTTY === true
+    }
+  )
+  if (flags.has("print-config")) {
+    yield* output.result(SettingsFrom.render(settings))
+    return "done" as const
+  }
+  // An NBD server outlives its daemon, and with it the transfers; one whose files are about to be removed must not.
+  const momentary = sandbox !== null && values.state === undefined
+  if (momentary) yield* leaveNothing(sandbox)
+  const urls = yield* daemon(settings, momentary, Logging.layer(settings))
+  yield* output.note(ready(urls, settings, sandbox))
+  return yield* Effect.never
+})
+
+/** Settings that say nothing about where things are: a sandbox takes these, and these alone, from around it. */
+const portable: ReadonlyArray<string> = [
+  "LISTEN",
+  "LOG_LEVEL",
+  "LOG_FORMAT",
+  "RESYNC_INTERVAL",
+  "RESYNC_BUSY_INTERVAL",
+  "POLL_INTERVAL",
+  "DELETE_GRACE",
+  "DEVICE_TIMEOUT",
+  "NBD_BACKEND",
+  "DESTRUCTIVE_PER_PASS",
+  "DESTRUCTIVE_PER_HOUR",
+  "ACTIONS_PER_VM",
+  "ACTIONS_TOTAL",
+  "SUSPICION_COUNT",
+  "SUSPICION_SHARE",
+  "CONTENTION_REPAIRS",
+  "CONTENTION_WINDOW"
+]
+
+/** The embedded defaults. A real CloudStack or database in the environment must never be met by a sandbox's daemon. */
+export const sandboxEnvironment = (
+  sandbox: Sandbox.Sandbox,
+  around: Readonly<Record<string, string | undefined>>
+): Readonly<Record<string, string | undefined>> => ({
+  NBD_BACKEND: PROGRAM_DIRS.some((dir) => existsSync(join(dir, "nbd-server"))) ? "nbd-server" : "simulated",
+  ...Object.fromEntries(portable.flatMap((key) => (around[key] ? [[key, around[key]]] : []))),
+  ...sandbox.env,
+  DATABASE_DSN: `sqlite:${join(sandbox.dir, "state", "volumed.db")}`
+})
+
+/**
+ * A sandbox of a moment must leave nothing behind, not even when it is ended before its finalizers have run: then this
+ * ends its NBD server and removes its directory, as the very last thing the process does.
+ */
+export const leaveNothing = (sandbox: Sandbox.Sandbox): Effect.Effect<void, never, Scope.Scope> => {
+  const lastResort = () => {
+    const config = sandbox.env["NBD_CONFIG"] ?? ""
+    for (const server of Processes.servers(config)) Processes.kill(server, config)
+    rmSync(sandbox.dir, { recursive: true, force: true })
+  }
+  return Effect.acquireRelease(
+    Effect.sync(() => void process.once("exit", lastResort)),
+    () => Effect.sync(() => void process.off("exit", lastResort))
+  )
+}
+
+/** The running daemon, for as long as the scope lives; the URLs it can be reached at. */
+export const daemon = (
+  settings: Settings,
+  stopNbd: boolean,
+  logging: Layer.Layer<never>
+): Effect.Effect<ReadonlyArray<string>, Misconfigured | StoreUnavailable, Scope.Scope> =>
+  Layer.build(
+    Layers.daemon(settings, { version: Package.version(), stop_nbd: stopNbd }).pipe(Layer.provide(logging))
+  ).pipe(Effect.map((services) => Context.get(services, Server.Server).addresses.map((address) => address.url)))
+
+const ready = (urls: ReadonlyArray<string>, settings: Settings, sandbox: Sandbox.Sandbox | null): string => {
+  const cloud =
+    sandbox === null
+      ? `CloudStack ${settings.cloudstack.api_url}`
+      : `a simulated CloudStack on ${sandbox.url}, state in ${sandbox.dir}`
+  const acts = settings.dry_run ? "; dry run: never acts" : ""
+  return `volumed ready on ${urls.join(" and ")}; ${cloud}; exports by ${settings.nbd.backend}${acts}\n`
+}
+
+/** Only the world: a daemon beside it can be killed and started again. */
+export const sandbox = (invocation: Invocation) =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const output = yield* Output
+      const { dir, url } = yield* Effect.flatMap(World.options(invocation), Sandbox.start)
+      yield* output.result(`${join(dir, "sandbox.env")}\n`)
+      yield* output.note(`A simulated CloudStack listens on ${url}; its ground truth is at ${url}/sandbox\n`)
+      return yield* Effect.never
+    })
+  )

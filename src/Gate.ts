@@ -1,0 +1,62 @@
+import { Context, Effect, Layer, Ref } from "effect"
+import * as Fs from "node:fs"
+import { Gate } from "../reconciler/Gate.ts"
+import { GateClosed } from "../schema/Errors.ts"
+import type { Settings } from "../schema/Settings.ts"
+
+/** Closes the gate for good: for a daemon that is shutting down. */
+export class Shutter extends Context.Tag("volumed/src/Gate/Shutter")<
+  Shutter,
+  { readonly close: (reason: string) => Effect.Effect<void> }
+>() {}
+
+/** Of a hold file's text, bytes: enough for a reason. */
+const REASON_BYTES = 1024
+
+/** The hold file is looked at in every check, so it works at once, and whatever else does not. */
+export const layer = (options: Pick<Settings, "hold_file" | "dry_run">): Layer.Layer<Gate | Shutter> =>
+  Layer.effectContext(
+    Effect.gen(function* () {
+      const closed = yield* Ref.make(options.dry_run ? "this is a dry run" : null)
+      const reason = Effect.flatMap(Ref.get(closed), (reason) =>
+        reason === null ? Effect.sync(() => heldBy(options.hold_file)) : Effect.succeed(reason)
+      )
+      const check = Effect.gen(function* () {
+        const detail = yield* reason
+        if (detail !== null) return yield* new GateClosed({ detail })
+      })
+      const close = (reason: string) => Ref.update(closed, (earlier) => earlier ?? reason)
+      return Context.make(Gate, { check, reason }).pipe(Context.add(Shutter, { close }))
+    })
+  )
+
+/** Only a file that is proven absent leaves the gate open; a dangling link or one that cannot be looked at closes it. */
+const heldBy = (file: string): string | null => {
+  try {
+    // Throws for every problem but absence, which a missing directory on the way is too.
+    if (Fs.lstatSync(file, { throwIfNoEntry: false }) === undefined) return null
+  } catch (cause) {
+    return `the hold file ${file} cannot be looked at: ${cause instanceof Error ? cause.message : String(cause)}`
+  }
+  const text = firstBytes(file)
+  return text === "" ? `the hold file ${file} is there` : `the hold file ${file} says: ${text}`
+}
+
+/** Not blocking, for it may be a pipe; "" when it cannot be read, for its being there is what counts. */
+const firstBytes = (file: string): string => {
+  try {
+    const descriptor = Fs.openSync(file, Fs.constants.O_RDONLY | Fs.constants.O_NONBLOCK)
+    try {
+      if (!Fs.fstatSync(descriptor).isFile()) return ""
+      const buffer = Buffer.alloc(REASON_BYTES)
+      const length = Fs.readSync(descriptor, buffer, 0, REASON_BYTES, 0)
+      return printable(buffer.toString("utf8", 0, length))
+    } finally {
+      Fs.closeSync(descriptor)
+    }
+  } catch {
+    return ""
+  }
+}
+
+const printable = (text: string) => text.replaceAll(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, " ").trim()

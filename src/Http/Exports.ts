@@ -1,0 +1,115 @@
+import { Effect } from "effect"
+import { Reconciler } from "../../reconciler/Reconciler.ts"
+import { Store } from "../../reconciler/Store.ts"
+import type * as Api from "../../schema/Api.ts"
+import type { Declaration } from "../../schema/Declaration.ts"
+import { exportNameOf, serialOf } from "../../schema/Ids.ts"
+import type { BlockDevice, Inventory, NbdReading, Source } from "../../schema/Inventory.ts"
+import type { NbdSettings } from "../../schema/Settings.ts"
+import * as Answer from "./Answer.ts"
+
+/** What is written down and what is served, beside what is wanted. As observed last; nothing is asked for this answer. */
+export const list = (settings: Pick<NbdSettings, "backend" | "host" | "port">) =>
+  Effect.fn("Exports.list")(function* () {
+    const store = yield* Store
+    const reconciler = yield* Reconciler
+    const { inventory } = yield* reconciler.view
+    return Answer.ok(make(settings, yield* store.declarations, inventory))
+  })
+
+export const make = (
+  settings: Pick<NbdSettings, "backend" | "host" | "port">,
+  declarations: ReadonlyArray<Declaration>,
+  inventory: Inventory | null
+): Api.Exports => {
+  const nbd = reading(inventory?.nbd ?? null)
+  const owners = new Map<string, Declaration>()
+  for (const declaration of declarations) {
+    const name = exportName(declaration)
+    if (name !== null) owners.set(name, declaration)
+  }
+  const wanted = [...owners].flatMap(([name, declaration]) => (isWanted(declaration) ? [name] : []))
+  const names = [...new Set([...(nbd?.sections ?? []).map(({ name }) => name), ...wanted])]
+  const devices = reading(inventory?.guest ?? null)?.devices ?? []
+  const port = nbd?.port ?? settings.port
+  const exports = names.map((name) => one({ name, owner: owners.get(name) ?? null, nbd, devices, port }))
+  return {
+    server: {
+      engine: nbd?.engine ?? settings.backend,
+      version: nbd?.version ?? null,
+      host: nbd?.host ?? settings.host,
+      port,
+      state: nbd?.server.state ?? "unknown"
+    },
+    count: exports.length,
+    exports
+  }
+}
+
+const reading = <A>(source: Source<A> | null): A | null => (source?._tag === "Known" ? source.value : null)
+
+const exportName = ({ binding, spec }: Declaration): string | null => {
+  const volume = binding.volume_id ?? spec.volume_id
+  return binding.export?.name ?? (volume === null ? null : exportNameOf(volume))
+}
+
+const isWanted = ({ spec, deletion }: Declaration) => spec.export_wanted === true && deletion === null
+
+interface One {
+  readonly name: string
+  readonly owner: Declaration | null
+  /** Null while the NBD side has not been read. */
+  readonly nbd: NbdReading | null
+  readonly devices: ReadonlyArray<BlockDevice>
+  readonly port: number
+}
+
+const one = ({ name, owner, nbd, devices, port }: One): Api.ExportAnswer => {
+  const section = nbd?.sections.find((candidate) => candidate.name === name) ?? null
+  const verified = nbd?.verifications.findLast((candidate) => candidate.name === name) ?? null
+  const volume_id = owner?.binding.volume_id ?? owner?.spec.volume_id ?? null
+  const device = devices.find(
+    ({ serial, by_id_paths }) =>
+      (volume_id !== null && serial === serialOf(volume_id)) ||
+      (section !== null && section.path !== null && by_id_paths.includes(section.path))
+  )
+  const path = device?.by_id_paths[0] ?? section?.path ?? ""
+  const served = verified?.outcome === "served"
+  const holders = (nbd?.holders ?? []).filter(({ peer, device: held }) => peer !== null && held === device?.identity)
+  return {
+    id: volume_id ?? name,
+    name,
+    export_name: name,
+    volume_id: volume_id ?? "",
+    device_path: path,
+    by_id_path: path,
+    kernel_path: device?.kernel_path ?? "",
+    port,
+    status: statusOf(owner, nbd, served, verified?.outcome ?? null),
+    wanted: owner !== null && isWanted(owner),
+    configured: section !== null,
+    served,
+    size: verified?.size ?? device?.size ?? 0,
+    read_only: verified?.read_only ?? section?.read_only ?? owner?.spec.read_only ?? false,
+    connections: holders.map(({ peer, pid, since }) => ({ peer, pid, since })),
+    verified_at: verified === null ? null : Answer.rfc3339(verified.verified_at),
+    problem: problemOf(nbd, served, verified?.message ?? null)
+  }
+}
+
+const statusOf = (
+  owner: Declaration | null,
+  nbd: NbdReading | null,
+  served: boolean,
+  outcome: string | null
+): Api.ExportAnswer["status"] => {
+  if (nbd === null) return "unknown"
+  if (owner === null) return "foreign"
+  if (served) return "active"
+  return outcome === null || outcome === "unknown" ? "pending" : "failed"
+}
+
+const problemOf = (nbd: NbdReading | null, served: boolean, message: string | null): string | null => {
+  if (nbd === null) return "the NBD server has not been read"
+  return served ? null : (message ?? nbd.server.problem ?? nbd.config_problem)
+}

@@ -1,0 +1,139 @@
+import { randomUUID } from "node:crypto"
+import { Clock, Context, Effect, Layer } from "effect"
+import * as Declare from "../../reconciler/Declare.ts"
+import { Reconciler } from "../../reconciler/Reconciler.ts"
+import { Store } from "../../reconciler/Store.ts"
+import type * as Api from "../../schema/Api.ts"
+import type { Declaration } from "../../schema/Declaration.ts"
+import { type Name, Uid } from "../../schema/Ids.ts"
+import type { Settings } from "../../schema/Settings.ts"
+import * as Catalogue from "./Catalogue.ts"
+import type { Failure } from "./ErrorAnswer.ts"
+import * as PlanAnswer from "./PlanAnswer.ts"
+import { actor, type Request } from "./Request.ts"
+
+/** What is decided but not stored yet. Made anew from what is stored whenever somebody else wrote in between. */
+export type Draft<R = never> = Effect.Effect<Declare.Applied, Failure, R>
+
+export interface Stored {
+  readonly draft: Declare.Applied
+  /** As stored, or as they are where nothing was to be written; one for each change of the draft. */
+  readonly declarations: ReadonlyArray<Declaration>
+}
+
+/** Retries after a compare-and-swap that lost. Writers in this process take turns, so it takes another process to lose. */
+const RETRIES = 5
+
+export class Writes extends Context.Tag("volumed/Http/Writes")<
+  Writes,
+  {
+    /** Store a draft, all or none, and wake the reconciler. `retry`: decide again when somebody else wrote in between. */
+    readonly commit: <R>(draft: Draft<R>, retry: boolean) => Effect.Effect<Stored, Failure, R>
+    /** The plan a draft would cause; nothing is stored. `only`: for the changed declarations, not for all. */
+    readonly dryRun: <R>(
+      request: Request,
+      draft: Draft<R>,
+      scope: "all" | "changed"
+    ) => Effect.Effect<Api.DryRun, Failure, R>
+    /** What accepting a declaration depends on besides what is declared. */
+    readonly context: (request: Request) => Effect.Effect<Declare.Context, Failure>
+  }
+>() {}
+
+export type Rules = Pick<
+  Settings,
+  "appliance_vm_id" | "default_disk_offering_id" | "default_zone_id" | "delete_grace_ms"
+>
+
+const make = (rules: Rules) =>
+  Effect.gen(function* () {
+    const store = yield* Store
+    const reconciler = yield* Reconciler
+    const catalogue = yield* Catalogue.Catalogue
+    const site = yield* PlanAnswer.Site
+    // Two declarations must not claim one volume, which no compare-and-swap of a single one can see: writers take turns.
+    const turn = yield* Effect.makeSemaphore(1)
+
+    const checked = <R>(draft: Draft<R>) => Effect.tap(draft, (applied) => catalogue.check(toCreate(applied)))
+
+    const storeOnce = <R>(draft: Draft<R>) =>
+      Effect.gen(function* () {
+        const applied = yield* checked(draft)
+        const writes = all(applied).flatMap(({ write }) => (write === null ? [] : [write]))
+        if (writes.length === 0) return { draft: applied, declarations: applied.changes.map((one) => one.declaration) }
+        const stored = yield* store.write(writes).pipe(
+          Effect.tap(() => reconciler.poke(writes.map(({ uid }) => uid))),
+          // A client that hangs up must not take back half of it, nor keep the reconciler asleep.
+          Effect.uninterruptible
+        )
+        const byUid = new Map(stored.map((declaration) => [declaration.uid, declaration]))
+        return {
+          draft: applied,
+          declarations: applied.changes.map(({ declaration }) => byUid.get(declaration.uid) ?? declaration)
+        }
+      })
+
+    return Writes.of({
+      commit: (draft, retry) =>
+        // The first round reads what CloudStack offers, if it must, while other writers go on.
+        checked(draft).pipe(
+          Effect.andThen(
+            turn.withPermits(1)(
+              storeOnce(draft).pipe(
+                Effect.retry({ while: (failure) => retry && failure._tag === "GenerationConflict", times: RETRIES })
+              )
+            )
+          )
+        ),
+      dryRun: (request, draft, scope) =>
+        Effect.gen(function* () {
+          const applied = yield* checked(draft)
+          const candidates = withChanges(yield* store.declarations, all(applied))
+          const planned = yield* reconciler.plan(candidates)
+          const only = scope === "all" ? null : new Set(all(applied).map(({ declaration }) => declaration.uid))
+          return { ...PlanAnswer.make(PlanAnswer.placeOf(request, site), planned, only), ...namesByOutcome(applied) }
+        }),
+      context: (request) =>
+        Effect.gen(function* () {
+          return {
+            now: yield* Clock.currentTimeMillis,
+            actor: yield* actor(request.headers),
+            appliance_vm_id: rules.appliance_vm_id,
+            defaults: { disk_offering_id: rules.default_disk_offering_id, zone_id: rules.default_zone_id },
+            delete_grace_ms: rules.delete_grace_ms,
+            newUid: () => Uid.make(randomUUID())
+          }
+        })
+    })
+  })
+
+export const layer = (rules: Rules) => Layer.effect(Writes, make(rules))
+
+export const single = (change: Declare.Change): Declare.Applied => ({ changes: [change], pruned: [], prune_kept: [] })
+
+const all = (applied: Declare.Applied) => [...applied.changes, ...applied.pruned]
+
+const toCreate = (applied: Declare.Applied): ReadonlyArray<Catalogue.Wanted> =>
+  applied.changes.flatMap(({ outcome, declaration: { name, spec } }, index) =>
+    outcome === "created" && spec.volume_id === null
+      ? [{ index: applied.changes.length > 1 ? index : null, name, spec }]
+      : []
+  )
+
+/** What would be declared: changed ones replaced, new ones in their bytewise place. */
+const withChanges = (existing: ReadonlyArray<Declaration>, changes: ReadonlyArray<Declare.Change>) => {
+  const byUid = new Map(existing.map((declaration) => [declaration.uid, declaration]))
+  for (const { declaration } of changes) byUid.set(declaration.uid, declaration)
+  return [...byUid.values()].toSorted((a, b) => (a.name < b.name ? -1 : 1))
+}
+
+export const namesByOutcome = (applied: Declare.Applied) => {
+  const names = (outcome: Declare.Change["outcome"]): ReadonlyArray<Name> =>
+    all(applied).flatMap((change) => (change.outcome === outcome ? [change.declaration.name] : []))
+  return {
+    created: names("created"),
+    changed: names("changed"),
+    unchanged: names("unchanged"),
+    removed: names("removed")
+  }
+}

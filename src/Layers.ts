@@ -1,0 +1,87 @@
+import { Effect, Layer } from "effect"
+import { createHash } from "node:crypto"
+import type { CloudStack, CloudStackRead } from "../reconciler/CloudStack.ts"
+import type { Devices } from "../reconciler/Devices.ts"
+import * as Gates from "../reconciler/Gate.ts"
+import * as Loop from "../reconciler/Loop.ts"
+import type { Nbd } from "../reconciler/Nbd.ts"
+import type { Reconciler } from "../reconciler/Reconciler.ts"
+import type { Store } from "../reconciler/Store.ts"
+import { GateClosed, Misconfigured, type StoreUnavailable } from "../schema/Errors.ts"
+import type { Settings } from "../schema/Settings.ts"
+import * as CloudStackHttp from "./CloudStack/Http.ts"
+import * as CloudStackLive from "./CloudStack/Live.ts"
+import * as Linux from "./Devices/Linux.ts"
+import * as Gate from "./Gate.ts"
+import * as Server from "./Http/Server.ts"
+import * as NbdServer from "./Nbd/NbdServer.ts"
+import * as SimulatedNbd from "./Simulation/Nbd.ts"
+import * as Sql from "./Store/Sql.ts"
+
+/** SHA-256 in hex: what the pure core signs held plans with. */
+export const digest = (text: string): string => createHash("sha256").update(text).digest("hex")
+
+export interface Options {
+  readonly version: string
+  /** End the NBD server with the daemon: only where both belong to a sandbox that goes away. */
+  readonly stop_nbd: boolean
+}
+
+/** The guest and the NBD server as the settings name them. */
+const local = (settings: Settings, options: Options): Layer.Layer<Devices | Nbd, Misconfigured, Gates.Gate> =>
+  Layer.merge(Linux.layer(settings), nbd(settings, options))
+
+const nbd = (settings: Settings, options: Options): Layer.Layer<Nbd, Misconfigured, Gates.Gate> => {
+  switch (settings.nbd.backend) {
+    case "nbd-server":
+      return NbdServer.layer({ ...settings, stop_on_exit: options.stop_nbd })
+    case "simulated":
+      return SimulatedNbd.layerFiles(settings.nbd)
+    case "nbdkit":
+      return Layer.fail(
+        new Misconfigured({
+          problems: [
+            {
+              key: "NBD_BACKEND",
+              problem: "nbdkit is not supported by this version",
+              example: "NBD_BACKEND=nbd-server"
+            }
+          ]
+        })
+      )
+  }
+}
+
+/**
+ * Everything that can be looked at, and nothing that can change CloudStack: what `plan --standalone`, `drift` and
+ * `doctor` are given. The NBD port is there to be observed; its gate is closed for good.
+ */
+export const looking = (
+  settings: Settings,
+  options: Options
+): Layer.Layer<CloudStackRead | Devices | Nbd, Misconfigured> =>
+  Layer.merge(
+    CloudStackLive.layerRead(settings.cloudstack).pipe(Layer.provide(CloudStackHttp.layer(settings.cloudstack))),
+    local(settings, { ...options, stop_nbd: false }).pipe(Layer.provide(onlyLooking))
+  )
+
+const onlyLooking: Layer.Layer<Gates.Gate> = Layer.succeed(Gates.Gate, {
+  check: new GateClosed({ detail: "only looking" }),
+  reason: Effect.succeed("only looking")
+})
+
+type Daemon = CloudStackRead | Devices | Gates.Gate | Nbd | Reconciler | Server.Server | Store
+
+/** The wiring of the daemon: one process, one loop, one server. */
+export const daemon = (settings: Settings, options: Options): Layer.Layer<Daemon, Misconfigured | StoreUnavailable> => {
+  const gate = Gate.layer(settings)
+  const cloudstack: Layer.Layer<CloudStack | CloudStackRead, Misconfigured, Gates.Gate> = CloudStackLive.layer(
+    settings.cloudstack
+  ).pipe(Layer.provide(CloudStackHttp.layer(settings.cloudstack)))
+  const ports = Layer.mergeAll(cloudstack, local(settings, options), Sql.layerDsn(settings.database_dsn)).pipe(
+    Layer.provideMerge(gate)
+  )
+  const reconciler = Loop.layer({ ...settings, digest })
+  const server = Server.layer({ ...settings, version: options.version })
+  return server.pipe(Layer.provideMerge(reconciler), Layer.provideMerge(ports))
+}

@@ -1,0 +1,195 @@
+import { Effect, Schedule } from "effect"
+import { spawn } from "node:child_process"
+import { constants } from "node:fs"
+import { access, open, readFile, stat, unlink } from "node:fs/promises"
+import { join } from "node:path"
+import { NbdUnavailable } from "../../schema/Errors.ts"
+import * as Files from "../Devices/Files.ts"
+import * as Handshake from "./Handshake.ts"
+import * as Processes from "./Processes.ts"
+
+/** The main process of nbd-server: it listens, and forks a child for every client. */
+export interface Control {
+  readonly place: Processes.Place
+  /** `auto`, `off` or `unit:NAME`. */
+  readonly start: string
+  readonly pid_file: string
+  /** What the last start said before it became a daemon. */
+  readonly log_file: string
+  /** Where programs are looked for, in this order; nothing is taken from PATH. */
+  readonly program_dirs: ReadonlyArray<string>
+}
+
+export const PROGRAM_DIRS = ["/bin", "/usr/bin", "/sbin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"]
+
+/** DH parameters are made at every start before a client is answered: 0.1–3.3 s measured under load. */
+const READY_TIMEOUT = "10 seconds"
+const READY_POLL = "30 millis"
+const GONE_TIMEOUT_MS = 2_000
+const GONE_POLL_MS = 10
+const PROGRAM_TIMEOUT = "30 seconds"
+
+/** Absolute path of a program, or null where it is not installed. */
+export const program = (control: Control, name: string): Effect.Effect<string | null> =>
+  Effect.gen(function* () {
+    for (const directory of control.program_dirs) {
+      const path = join(directory, name)
+      const found = yield* Effect.isSuccess(Files.attempt(() => access(path, constants.X_OK)))
+      if (found) return path
+    }
+    return null
+  })
+
+/** `3.24` and the like; null where there is none or it does not say. The key changes when the package is replaced. */
+export const version = (
+  control: Control
+): Effect.Effect<{ readonly key: string; readonly read: Effect.Effect<string | null> }> =>
+  Effect.gen(function* () {
+    const path = yield* program(control, "nbd-server")
+    if (path === null) return { key: "", read: Effect.succeed(null) }
+    const stats = yield* Effect.orElseSucceed(
+      Files.attempt(() => stat(path)),
+      () => null
+    )
+    const read = run(control, path, ["-V"]).pipe(
+      Effect.map(({ said }) => /version (\d+(?:\.\d+)*)/.exec(said)?.[1] ?? null),
+      Effect.orElseSucceed(() => null)
+    )
+    return { key: `${path}:${stats?.mtimeMs ?? 0}`, read }
+  })
+
+/**
+ * Ends the main of our file alone, so that running transfers live on in their own processes, and starts a new one; starts
+ * one where there was none. Not to be interrupted between the two. Ready is something else: see `untilServed`.
+ */
+export const replace = (control: Control): Effect.Effect<void, NbdUnavailable> =>
+  Effect.gen(function* () {
+    const restarted = yield* clear(control)
+    if (restarted) return
+    yield* Effect.ignore(Files.attempt(() => unlink(control.pid_file)))
+    yield* start(control)
+  }).pipe(Effect.uninterruptible)
+
+/**
+ * Frees the port. True when somebody else, such as systemd, has put a new main there meanwhile. Children that hold the
+ * listening socket are clients which have not chosen an export yet: they would block the port, and serve the old file.
+ */
+const clear = (control: Control): Effect.Effect<boolean, NbdUnavailable> =>
+  Effect.gen(function* () {
+    const { place } = control
+    let ended: Processes.Process | null = null
+    let inherited: ReadonlyArray<string> = []
+    for (let waited = 0; waited < GONE_TIMEOUT_MS; waited += GONE_POLL_MS) {
+      const listener = yield* Processes.listener(place)
+      if (listener._tag === "None") return false
+      if (listener._tag === "Foreign") return yield* new NbdUnavailable({ detail: listener.problem })
+      if (listener._tag === "Main") {
+        const { main } = listener
+        if (ended !== null && (ended.pid !== main.pid || ended.start !== main.start)) return true
+        inherited = Processes.devices(main.pid)
+        ended = main
+        Processes.kill(main, place.config)
+      }
+      for (const child of listener.waiting) {
+        const idle = Processes.devices(child.pid).every((device) => inherited.includes(device))
+        if (idle) Processes.kill(child, place.config)
+      }
+      yield* Effect.sleep(GONE_POLL_MS)
+    }
+    return yield* new NbdUnavailable({
+      detail: `port ${place.port} is still held ${GONE_TIMEOUT_MS} ms after its server was ended`
+    })
+  })
+
+const start = (control: Control): Effect.Effect<void, NbdUnavailable> =>
+  Effect.gen(function* () {
+    const unit = unitOf(control)
+    const name = unit === null ? "nbd-server" : "systemctl"
+    const path = yield* program(control, name)
+    if (path === null) return yield* notInstalled(name)
+    if (unit === null) {
+      // Its exit code is 0 even where the port is taken: only a GO tells.
+      yield* run(control, path, ["-C", control.place.config, "-p", control.pid_file])
+      return
+    }
+    const { code, said } = yield* run(control, path, ["restart", unit])
+    if (code !== 0) return yield* new NbdUnavailable({ detail: `systemctl restart ${unit} failed: ${said}` })
+  })
+
+export const notInstalled = (name: string): NbdUnavailable =>
+  new NbdUnavailable({
+    detail: `${name} is not installed: apt-get install ${name === "nbd-server" ? name : "systemd"}`
+  })
+
+const unitOf = (control: Control): string | null =>
+  control.start.startsWith("unit:") ? control.start.slice("unit:".length) : null
+
+/**
+ * Runs a program to its end: no shell, no environment, output into a file (nbd-server 3.27 leaves its output open when
+ * it becomes a daemon, so that a pipe would never end).
+ */
+const run = (control: Control, path: string, args: ReadonlyArray<string>) =>
+  Effect.gen(function* () {
+    const code = yield* Effect.acquireUseRelease(
+      Files.attempt(() => open(control.log_file, "w", 0o600)),
+      (log) => exited(path, args, log.fd),
+      (log) => Effect.ignore(Files.attempt(() => log.close()))
+    )
+    return { code, said: yield* said(control) }
+  }).pipe(
+    Effect.mapError(({ cause }) => new NbdUnavailable({ detail: `${path} could not be run`, cause })),
+    Effect.timeoutFail({
+      duration: PROGRAM_TIMEOUT,
+      onTimeout: () => new NbdUnavailable({ detail: `${path} did not end within ${PROGRAM_TIMEOUT}` })
+    })
+  )
+
+const exited = (path: string, args: ReadonlyArray<string>, output: number) =>
+  Effect.async<number | null, Files.FileFailed>((resume) => {
+    const child = spawn(path, [...args], {
+      cwd: "/",
+      env: { PATH: PROGRAM_DIRS.join(":") },
+      stdio: ["ignore", output, output],
+      detached: true
+    })
+    child.once("error", (cause) => resume(new Files.FileFailed({ code: null, cause })))
+    child.once("exit", (code) => resume(Effect.succeed(code)))
+  })
+
+/** The last words of what ran, fit for a message. */
+const said = (control: Control): Effect.Effect<string> =>
+  Files.attempt(() => readFile(control.log_file, "latin1")).pipe(
+    Effect.map((text) =>
+      text
+        .trim()
+        .slice(-400)
+        .replace(/\s+/g, " ")
+        .replace(/[^\x20-\x7e]/g, "?")
+    ),
+    Effect.orElseSucceed(() => "")
+  )
+
+/** Until a GO on the marker is granted: then this very file is served. */
+export const untilServed = (control: Control, marker: string): Effect.Effect<void, NbdUnavailable> =>
+  Handshake.ask({ ...control.place, name: marker }).pipe(
+    Effect.repeat({ until: (outcome) => outcome._tag === "Served", schedule: Schedule.spaced(READY_POLL) }),
+    Effect.timeoutFail({ duration: READY_TIMEOUT, onTimeout: () => null }),
+    Effect.catchAll(() =>
+      Effect.flatMap(said(control), (text) => {
+        const hint = text === "" ? "its reason is in the system's log" : `it said: ${text}`
+        return new NbdUnavailable({ detail: `nbd-server does not serve the new file after ${READY_TIMEOUT}; ${hint}` })
+      })
+    ),
+    Effect.asVoid
+  )
+
+/** Ends every process that runs with our file, transfers included. For a sandbox that goes away. */
+export const stop = (control: Control): Effect.Effect<void> =>
+  Effect.gen(function* () {
+    for (let waited = 0; waited < GONE_TIMEOUT_MS; waited += GONE_POLL_MS) {
+      const left = Processes.servers(control.place.config)
+      if (left.length === 0) return
+      for (const one of left) Processes.kill(one, control.place.config)
+      yield* Effect.sleep(GONE_POLL_MS)
+    }
+  }).pipe(Effect.andThen(Effect.ignore(Files.attempt(() => unlink(control.pid_file)))))

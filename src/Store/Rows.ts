@@ -1,0 +1,127 @@
+import type * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import { Cause, Clock, Effect, Either, Option, ParseResult, Schema } from "effect"
+import { Condition } from "../../schema/Condition.ts"
+import { Binding, Declaration, Deletion, Spec } from "../../schema/Declaration.ts"
+import { StoreUnavailable } from "../../schema/Errors.ts"
+import { isUnresolved, Operation } from "../../schema/Operation.ts"
+import { Uid } from "../../schema/Ids.ts"
+import { transact } from "./Transact.ts"
+
+export interface Undecodable {
+  readonly table: string
+  readonly id: string
+  readonly problem: string
+}
+
+/** What the parts of the store share. */
+export interface Session {
+  readonly sql: SqlClient.SqlClient
+  /** Rows that were skipped, by table and id; a row that decodes again leaves. */
+  readonly undecodable: Map<string, Undecodable>
+  /** A UUID. */
+  readonly newId: () => string
+  /** Keeps writes, and the loading of caches, from overlapping: a cache filled by a read from before a commit would be stale. */
+  readonly alone: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+}
+
+/**
+ * One transaction, then `committed`, both or neither of them whatever interrupts the caller: a cache never misses a
+ * commit. `lost` runs when it is not known what was written.
+ */
+export const writing = <A, E>(
+  session: Session,
+  body: Effect.Effect<A, E | SqlError>,
+  committed: (result: A) => void,
+  lost: () => void
+): Effect.Effect<A, Exclude<E, SqlError> | StoreUnavailable> =>
+  transact(session.sql, body).pipe(
+    Effect.tap((result) => Effect.sync(() => committed(result))),
+    Effect.tapErrorCause((cause) => Effect.sync(() => (isRefusal(cause) ? undefined : lost()))),
+    session.alone,
+    Effect.uninterruptible
+  )
+
+/** The body's own refusal: nothing was written, and nothing is in doubt. */
+const isRefusal = (cause: Cause.Cause<unknown>) =>
+  Option.match(Cause.failureOption(cause), {
+    onNone: () => false,
+    onSome: (error) => !(error instanceof StoreUnavailable)
+  })
+
+export const now: Effect.Effect<string> = Effect.map(Clock.currentTimeMillis, (ms) => new Date(ms).toISOString())
+
+/** A row that does not decode concerns itself alone (B10, S19): it is left out, logged once, and shown by `describe`. */
+export const decodeRows = Effect.fnUntraced(function* <A, I>(
+  session: Session,
+  table: string,
+  schema: Schema.Schema<A, I>,
+  rows: ReadonlyArray<Readonly<Record<string, unknown>>>
+) {
+  const decoded: Array<A> = []
+  const decode = Schema.decodeUnknownEither(schema)
+  for (const row of rows) {
+    const id = String(row.id ?? row.uid)
+    const result = decode(row)
+    if (Either.isRight(result)) {
+      decoded.push(result.right)
+      session.undecodable.delete(`${table} ${id}`)
+    } else yield* isolate(session, { table, id, problem: describeProblem(result.left) })
+  }
+  return decoded
+})
+
+const describeProblem = (error: ParseResult.ParseError) => {
+  const first = ParseResult.ArrayFormatter.formatErrorSync(error)[0]
+  return first === undefined ? "does not decode" : `${first.path.join(".")}: ${first.message}`.slice(0, 500)
+}
+
+const isolate = (session: Session, row: Undecodable) => {
+  const key = `${row.table} ${row.id}`
+  if (session.undecodable.has(key)) return Effect.void
+  session.undecodable.set(key, row)
+  return Effect.logError("a stored row cannot be read and is left out").pipe(Effect.annotateLogs({ ...row }))
+}
+
+const { set: _, ...declarationFields } = Declaration.fields
+
+export const DeclarationRow = Schema.Struct({
+  ...declarationFields,
+  set_name: Declaration.fields.set,
+  spec: Schema.parseJson(Spec),
+  managers: Schema.parseJson(Declaration.fields.managers),
+  binding: Schema.parseJson(Binding),
+  deletion: Schema.NullOr(Schema.parseJson(Deletion))
+})
+
+export const toDeclaration = ({ set_name, ...row }: typeof DeclarationRow.Type): Declaration => ({
+  ...row,
+  set: set_name
+})
+
+/** All columns but `written_by`. Throws on a value that could not be read back, before it is stored. */
+export const fromDeclaration = ({ set, ...declaration }: Declaration) => ({
+  ...Schema.encodeSync(DeclarationRow)({ ...declaration, set_name: set }),
+  living_name: declaration.removed_at === null ? declaration.name : null,
+  bound_volume_id: declaration.binding.volume_id
+})
+
+const Flag = Schema.transform(Schema.Literal(0, 1), Schema.Boolean, {
+  strict: true,
+  decode: (n) => n === 1,
+  encode: (flag) => (flag ? 1 : 0)
+})
+
+export const OperationRow = Schema.Struct({
+  ...Operation.fields,
+  request: Schema.parseJson(Operation.fields.request),
+  response: Schema.NullOr(Schema.parseJson(Schema.Record({ key: Schema.String, value: Schema.Unknown }))),
+  destructive: Flag
+})
+
+export const fromOperation = (operation: Operation) => ({
+  ...Schema.encodeSync(OperationRow)(operation),
+  unresolved_uid: isUnresolved(operation) ? operation.uid : null
+})
+
+export const ConditionsRow = Schema.Struct({ uid: Uid, conditions: Schema.parseJson(Schema.Array(Condition)) })

@@ -1,0 +1,85 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Effect } from "effect"
+import { execFileSync } from "node:child_process"
+import * as Fs from "node:fs"
+import * as Os from "node:os"
+import * as Path from "node:path"
+import { Gate } from "../reconciler/Gate.ts"
+import { layer, Shutter } from "../src/Gate.ts"
+
+const temporary = Effect.acquireRelease(
+  Effect.sync(() => Fs.mkdtempSync(Path.join(Os.tmpdir(), "volumed-gate-"))),
+  (directory) => Effect.sync(() => Fs.rmSync(directory, { recursive: true, force: true }))
+)
+
+describe("the gate", () => {
+  it.scoped("is open without a hold file, closed from the moment there is one, and open again after it", () =>
+    Effect.gen(function* () {
+      const hold_file = Path.join(yield* temporary, "hold")
+      yield* Effect.gen(function* () {
+        const gate = yield* Gate
+        yield* gate.check
+        assert.isNull(yield* gate.reason)
+        Fs.writeFileSync(hold_file, "storage upgrade until 18:00\n")
+        const closed = yield* Effect.flip(gate.check)
+        assert.strictEqual(closed._tag, "GateClosed")
+        assert.include(closed.detail, "storage upgrade until 18:00")
+        assert.include(yield* gate.reason, hold_file)
+        Fs.rmSync(hold_file)
+        yield* gate.check
+      }).pipe(Effect.provide(layer({ hold_file, dry_run: false })))
+    })
+  )
+
+  it.scoped(
+    "is closed by anything that bears the hold file's name, and shows its text bounded and harmless (X11)",
+    () =>
+      Effect.gen(function* () {
+        const directory = yield* temporary
+        const file = (name: string, make: (path: string) => void) => {
+          const path = Path.join(directory, name)
+          make(path)
+          return path
+        }
+        const held = [
+          file("empty", (path) => Fs.writeFileSync(path, "")),
+          file("directory", (path) => Fs.mkdirSync(path)),
+          file("dangling", (path) => Fs.symlinkSync("/nonexistent", path)),
+          file("loop", (path) => Fs.symlinkSync(path, path)),
+          file("pipe", (path) => execFileSync("mkfifo", [path])),
+          file("huge", (path) => Fs.writeFileSync(path, "x".repeat(1_000_000))),
+          file("hostile", (path) => Fs.writeFileSync(path, "\u001b[2Jgone\nlevel=error\u0000\u2028\u009b")),
+          file("binary", (path) => Fs.writeFileSync(path, Buffer.from([0xff, 0xfe, 0, 1]))),
+          Path.join(directory, "x".repeat(300)),
+          Path.join(directory, "empty", "below-a-file")
+        ]
+        for (const hold_file of held) {
+          const reason = yield* Effect.flatMap(Gate, (gate) => gate.reason).pipe(
+            Effect.provide(layer({ hold_file, dry_run: false }))
+          )
+          assert.isString(reason, hold_file)
+          assert.isBelow(reason?.length ?? 0, 2000)
+          assert.notMatch(reason ?? "", /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/)
+        }
+      })
+  )
+
+  it.effect("never opens in a dry run", () =>
+    Effect.gen(function* () {
+      const gate = yield* Gate
+      assert.include((yield* Effect.flip(gate.check)).message, "dry run")
+    }).pipe(Effect.provide(layer({ hold_file: "/nonexistent/hold", dry_run: true })))
+  )
+
+  it.effect("closes for good when the daemon shuts down, and keeps the first reason (P3)", () =>
+    Effect.gen(function* () {
+      const gate = yield* Gate
+      const shutter = yield* Shutter
+      yield* gate.check
+      yield* shutter.close("volumed is shutting down")
+      yield* shutter.close("again")
+      assert.strictEqual(yield* gate.reason, "volumed is shutting down")
+      assert.strictEqual((yield* Effect.flip(gate.check))._tag, "GateClosed")
+    }).pipe(Effect.provide(layer({ hold_file: "/nonexistent/hold", dry_run: false })))
+  )
+})

@@ -1,0 +1,364 @@
+import { Deferred, Effect, Layer, Logger, LogLevel, Option, PubSub, Stream } from "effect"
+import { CloudStackRead } from "../../reconciler/CloudStack.ts"
+import { Gate } from "../../reconciler/Gate.ts"
+import { type Planned, Reconciler, type View } from "../../reconciler/Reconciler.ts"
+import { type Approval, type EventRow, Store, type Write } from "../../reconciler/Store.ts"
+import type { Held, Plan, PlanItem } from "../../schema/Action.ts"
+import type { Status } from "../../schema/Condition.ts"
+import { type Declaration, unbound } from "../../schema/Declaration.ts"
+import { CloudStackUnavailable, GenerationConflict, StoreUnavailable } from "../../schema/Errors.ts"
+import { OfferingId, type Uid, VmId, ZoneId } from "../../schema/Ids.ts"
+import { type Inventory, known } from "../../schema/Inventory.ts"
+import type { Operation } from "../../schema/Operation.ts"
+import * as Client from "../../src/Http/Client.ts"
+import * as Server from "../../src/Http/Server.ts"
+
+export const appliance = VmId.make("8a4400e5-c92a-4bc4-8bff-4b6b0b6a018c")
+export const otherVm = VmId.make("d1e7a9f0-6f0e-4f5e-9a55-0b6f0b1f7a01")
+export const offering = OfferingId.make("c813c642-d946-49e1-9289-c616dd70206a")
+export const fixedOffering = OfferingId.make("11111111-d946-49e1-9289-c616dd70206a")
+export const zone = ZoneId.make("057e86db-c726-4d8c-ab1f-75c5f55d1881")
+export const GIB = 1024 ** 3
+
+/** The world behind the ports: tests read it to see what a request did, and write it to see what it then does. */
+export interface World {
+  declarations: ReadonlyArray<Declaration>
+  removed: ReadonlyArray<Declaration>
+  operations: ReadonlyArray<Operation>
+  events: ReadonlyArray<EventRow>
+  approvals: ReadonlyArray<Approval>
+  poked: ReadonlyArray<Uid>
+  ready: ReadonlySet<string>
+  held: ReadonlyArray<Held>
+  drifting: ReadonlySet<string>
+  inventory: Inventory | null
+  databaseDown: boolean
+  cloudDown: boolean
+  cloudReads: number
+  hold: string | null
+  /** Writes that find somebody else was first. */
+  losses: number
+  /** Runs while a write is on its way to the database. */
+  inWrite: Effect.Effect<void>
+  /** Runs after a write is stored. */
+  afterWrite: () => void
+}
+
+export const emptyInventory: Inventory = {
+  appliance_vm_id: appliance,
+  cloud: known(1_000, {
+    scope: "all",
+    volumes: [],
+    ambiguous: [],
+    absent: [],
+    unresolved: [],
+    vms: [],
+    vms_absent: []
+  }),
+  guest: known(1_000, { devices: [], broken_links: [] }),
+  nbd: known(1_000, {
+    engine: "simulated",
+    version: null,
+    server: { state: "running", pid: 1, problem: null },
+    host: "127.0.0.1",
+    port: 10809,
+    sections: [],
+    config_problem: null,
+    loaded: true,
+    verifications: [],
+    holders: []
+  })
+}
+
+const makeWorld = (): World => ({
+  declarations: [],
+  removed: [],
+  operations: [],
+  events: [],
+  approvals: [],
+  poked: [],
+  ready: new Set(),
+  held: [],
+  drifting: new Set(),
+  inventory: emptyInventory,
+  databaseDown: false,
+  cloudDown: false,
+  cloudReads: 0,
+  hold: null,
+  losses: 0,
+  inWrite: Effect.void,
+  afterWrite: () => {}
+})
+
+const down = new StoreUnavailable({ detail: "the secret place of the database is /srv/db", outcome_unknown: false })
+
+const unused = Effect.die(new Error("the HTTP surface has no business with this method"))
+
+/** Compare-and-swap as the port promises it: all or none, by generation, one living declaration a name. */
+const write = (
+  world: World,
+  writes: ReadonlyArray<Write>
+): Effect.Effect<ReadonlyArray<Declaration>, GenerationConflict> =>
+  Effect.suspend(() => {
+    for (const { name, expected_generation } of writes) {
+      const found = world.declarations.find((declaration) => declaration.name === name)?.generation ?? null
+      if (found !== expected_generation || world.losses > 0) {
+        world.losses -= world.losses > 0 ? 1 : 0
+        return Effect.fail(new GenerationConflict({ name, expected: expected_generation, found }))
+      }
+    }
+    const stored = writes.map((one) => toDeclaration(world, one))
+    const names = new Set(stored.map(({ name }) => name))
+    world.declarations = [...world.declarations.filter(({ name }) => !names.has(name)), ...stored].toSorted((a, b) =>
+      a.name < b.name ? -1 : 1
+    )
+    world.events = [
+      ...world.events,
+      ...writes.map((one, index) => ({
+        id: world.events.length + 1 + index,
+        at: new Date().toISOString(),
+        kind: one.kind,
+        name: one.name,
+        actor: one.actor,
+        message: ""
+      }))
+    ]
+    world.afterWrite()
+    return Effect.succeed(stored)
+  })
+
+const toDeclaration = (world: World, { name, uid, generation, set, spec, managers, deletion }: Write): Declaration => {
+  const before = world.declarations.find((declaration) => declaration.uid === uid)
+  const at = new Date().toISOString()
+  return {
+    name,
+    uid,
+    generation,
+    set,
+    spec,
+    managers,
+    deletion,
+    created_at: before?.created_at ?? at,
+    updated_at: at,
+    removed_at: null,
+    binding: before?.binding ?? unbound
+  }
+}
+
+const store = (world: World) => {
+  const up = <A, E>(effect: Effect.Effect<A, E>): Effect.Effect<A, E | StoreUnavailable> =>
+    Effect.suspend((): Effect.Effect<A, E | StoreUnavailable> => (world.databaseDown ? Effect.fail(down) : effect))
+  return Store.of({
+    declarations: up(Effect.sync(() => world.declarations)),
+    declaration: (name) =>
+      up(Effect.sync(() => Option.fromNullable(world.declarations.find((declaration) => declaration.name === name)))),
+    removedSince: () => up(Effect.sync(() => world.removed)),
+    write: (writes) =>
+      up(
+        Effect.andThen(
+          Effect.suspend(() => world.inWrite),
+          write(world, writes)
+        )
+      ),
+    operation: (id) => up(Effect.sync(() => Option.fromNullable(world.operations.find((one) => one.id === id)))),
+    operations: ({ uid, type, status, name, limit = 100, cursor }) =>
+      up(
+        Effect.sync(() => {
+          const matching = world.operations.filter(
+            (one) =>
+              (uid === undefined || one.uid === uid) &&
+              (type === undefined || one.type === type) &&
+              (status === undefined || one.status === status) &&
+              (name === undefined || one.name === name)
+          )
+          const from = cursor === undefined ? 0 : Number(cursor)
+          const next = from + limit < matching.length ? String(from + limit) : null
+          return { items: matching.slice(from, from + limit), next }
+        })
+      ),
+    approve: (approvals) => up(Effect.sync(() => void (world.approvals = approvals))),
+    events: (after, limit) => up(Effect.sync(() => world.events.filter(({ id }) => id > after).slice(0, limit))),
+    describe: up(Effect.succeed({ engine: "memory", durable: true, schema_version: 1, undecodable: [] })),
+    bind: () => unused,
+    finishRemoval: () => unused,
+    intend: () => unused,
+    advance: () => unused,
+    settle: () => unused,
+    unresolved: unused,
+    destructiveSince: () => unused,
+    approvals: () => unused,
+    conditions: unused,
+    saveConditions: () => unused,
+    saveDeviceMappings: () => unused,
+    record: () => unused
+  })
+}
+
+const statusOf = (world: World, { name, generation, binding, removed_at }: Declaration): Status => ({
+  observed_generation: generation,
+  volume_id: binding.volume_id,
+  volume_name: null,
+  volume_state: null,
+  size: null,
+  attached_to: null,
+  by_id_path: null,
+  kernel_path: null,
+  export: null,
+  conditions: (["Ready", "Removed"] as const).map((type) => ({
+    type,
+    status: (type === "Ready" ? world.ready.has(name) : removed_at !== null) ? "True" : "False",
+    reason: "Observed",
+    category: null,
+    message: "",
+    suggestion: null,
+    observed_generation: generation,
+    last_transition_time: "2026-03-01T12:00:00Z"
+  })),
+  next_actions: world.ready.has(name) ? [] : ["create"],
+  last_operation_id: null,
+  retry_at: null
+})
+
+const planOf = (world: World, declarations: ReadonlyArray<Declaration>): Plan => ({
+  at: 1_000,
+  items: declarations.map((declaration): PlanItem => ({
+    uid: declaration.uid,
+    name: declaration.name,
+    generation: declaration.generation,
+    volume_id: declaration.binding.volume_id,
+    next: null,
+    chain: [],
+    blocked: null,
+    gap: world.drifting.has(declaration.name) ? "attachment" : null,
+    drift: world.drifting.has(declaration.name),
+    settled: world.ready.has(declaration.name),
+    removal_done: false
+  })),
+  held: world.held,
+  digest: world.held.length === 0 ? null : `digest-of-${world.held.length}`,
+  notices: []
+})
+
+const reconciler = (world: World, changes: PubSub.PubSub<void>) =>
+  Reconciler.of({
+    plan: (candidates) =>
+      Effect.suspend((): Effect.Effect<Planned, StoreUnavailable> => {
+        if (world.databaseDown) return Effect.fail(down)
+        const declarations = candidates ?? world.declarations
+        return Effect.succeed({
+          plan: planOf(world, declarations),
+          inventory: world.inventory ?? emptyInventory,
+          declarations
+        })
+      }),
+    view: Effect.sync((): View => ({ inventory: world.inventory, plan: null, statuses: new Map(), last_pass: null })),
+    status: (declaration) => Effect.sync(() => statusOf(world, declaration)),
+    sync: unused,
+    poke: (uids) => Effect.sync(() => void (world.poked = [...world.poked, ...uids])),
+    changes: Stream.fromPubSub(changes)
+  })
+
+const cloud = (world: World) => {
+  const read = <A>(value: A) =>
+    Effect.suspend(() => {
+      world.cloudReads += 1
+      return world.cloudDown
+        ? Effect.fail(new CloudStackUnavailable({ command: "list", kind: "transport", detail: "key sEcReT refused" }))
+        : Effect.succeed(value)
+    })
+  return CloudStackRead.of({
+    offerings: read([
+      { id: offering, name: "Custom OSSEA", customized: true, size_gib: 0 },
+      { id: fixedOffering, name: "Fixed 20", customized: false, size_gib: 20 }
+    ]),
+    zones: read([{ id: zone, name: "zone-1" }]),
+    volumes: unused,
+    volumesById: () => unused,
+    volumesByName: () => unused,
+    virtualMachines: () => unused,
+    job: () => unused,
+    capabilities: unused
+  })
+}
+
+export interface Started {
+  readonly world: World
+  readonly url: string
+  readonly addresses: ReadonlyArray<{ readonly host: string; readonly port: number; readonly url: string }>
+  readonly client: Client.Client
+  /** As the reconciler after a pass that changed what it shows. */
+  readonly tick: Effect.Effect<void>
+}
+
+export const options: Server.Options = {
+  listen: [{ host: "127.0.0.1", port: 0 }],
+  nbd: { backend: "simulated", host: "127.0.0.1", port: 10809 },
+  cloudstack: { api_url: "http://user:hunter2@127.0.0.1:8096/client/api?k=v" },
+  sandbox: true,
+  appliance_vm_id: appliance,
+  default_disk_offering_id: offering,
+  default_zone_id: zone,
+  delete_grace_ms: 600_000,
+  version: "0.0.0-test"
+}
+
+/** The real server on a free port, over ports that are values. Lives as long as the scope. */
+export const start = (change: Partial<Server.Options> = {}) =>
+  Effect.gen(function* () {
+    const world = makeWorld()
+    const changes = yield* PubSub.sliding<void>(16)
+    const ports = Layer.mergeAll(
+      Layer.succeed(Store, store(world)),
+      Layer.succeed(Reconciler, reconciler(world, changes)),
+      Layer.succeed(CloudStackRead, cloud(world)),
+      Layer.succeed(Gate, Gate.of({ check: Effect.void, reason: Effect.sync(() => world.hold) }))
+    )
+    const context = yield* Layer.build(
+      Server.layer({ ...options, ...change }).pipe(
+        Layer.provide(ports),
+        Layer.provide(Logger.minimumLogLevel(LogLevel.None))
+      )
+    )
+    const { addresses } = yield* Effect.provide(Server.Server, context)
+    const url = addresses[0]?.url ?? ""
+    const started: Started = {
+      world,
+      url,
+      addresses,
+      client: Client.make({ server: url, actor: "tester" }),
+      tick: Effect.asVoid(PubSub.publish(changes, undefined))
+    }
+    return started
+  })
+
+export interface Raw {
+  readonly status: number
+  readonly headers: Headers
+  // The tests look at answers as any client would: as JSON of unknown shape.
+  readonly body: Record<string, unknown>
+}
+
+/** A request as a foreign client sends it. */
+export const send = (url: string, init: RequestInit & { readonly json?: unknown } = {}): Effect.Effect<Raw> =>
+  Effect.promise(async (signal) => {
+    const { json, ...rest } = init
+    const response = await fetch(url, {
+      signal,
+      ...rest,
+      ...(json === undefined
+        ? {}
+        : { body: JSON.stringify(json), headers: { "content-type": "application/json", ...rest.headers } })
+    })
+    const text = await response.text()
+    return {
+      status: response.status,
+      headers: response.headers,
+      body: (text === "" ? {} : JSON.parse(text)) as Record<string, unknown>
+    }
+  })
+
+/** A latch that tests open by hand. */
+export const latch = Effect.map(Deferred.make<void>(), (deferred) => ({
+  wait: Deferred.await(deferred),
+  open: Effect.asVoid(Deferred.succeed(deferred, undefined))
+}))

@@ -1,0 +1,171 @@
+import { assert, describe, it } from "@effect/vitest"
+import { FastCheck, Schema } from "effect"
+import { Status as StatusSchema } from "../../schema/Condition.ts"
+import type { Condition } from "../../schema/Condition.ts"
+import type { Declaration } from "../../schema/Declaration.ts"
+import { exportNameOf } from "../../schema/Ids.ts"
+import type { Inventory } from "../../schema/Inventory.ts"
+import * as Plan from "../../reconciler/Plan.ts"
+import * as Status from "../../reconciler/Status.ts"
+import { inputs } from "../support/arbitraries.ts"
+import * as Worlds from "../support/Worlds.ts"
+
+const id = Worlds.volumeId(1)
+const other = Worlds.vmId(1)
+
+const statusOf = (
+  declaration: Declaration,
+  inventory: Inventory,
+  previous: ReadonlyArray<Condition> = [],
+  now = Worlds.now
+) => {
+  const [item = null] = Plan.make(Worlds.input([declaration], inventory)).items
+  return Status.make({ declaration, inventory, item, last_operation_id: null, previous, retry_at: null, now })
+}
+
+const said = (status: ReturnType<typeof statusOf>) =>
+  Object.fromEntries(status.conditions.map((c) => [c.type, `${c.status} ${c.reason}`]))
+
+const settled = Worlds.declaration("disk", { binding: Worlds.settledBinding(id) })
+
+describe("The status of a volume", () => {
+  it("shows one that is in place, with where its device and its export are", () => {
+    const status = statusOf(settled, Worlds.inPlace([id]))
+    assert.deepStrictEqual(said(status), {
+      Provisioned: "True Bound",
+      Attached: "True Attached",
+      DevicePresent: "True Present",
+      Exported: "True Served",
+      Ready: "True Settled",
+      Paused: "False NotPaused",
+      Removed: "False NotRequested"
+    })
+    assert.strictEqual(status.by_id_path, Worlds.byIdPath(id))
+    assert.strictEqual(status.kernel_path, "/dev/vdb")
+    assert.deepStrictEqual(status.export, {
+      name: exportNameOf(id),
+      host: "127.0.0.1",
+      port: 10809,
+      verified_at: "2026-03-01T11:59:59.000Z",
+      connections: 0,
+      simulated: false
+    })
+  })
+
+  it("names the next blocker in exactly one condition, with what a person can do", () => {
+    FastCheck.assert(
+      FastCheck.property(inputs, (input) => {
+        for (const item of Plan.make(input).items) {
+          const declaration = input.declarations.find((d) => d.uid === item.uid)
+          if (declaration === undefined || item.blocked === null || item.gap === null || item.gap === "tags") continue
+          const { blocked } = item
+          const status = Status.make({
+            ...input,
+            declaration,
+            item,
+            last_operation_id: null,
+            previous: [],
+            retry_at: null
+          })
+          const naming = status.conditions.filter((c) => c.suggestion !== null && c.type !== "Ready")
+          assert.deepStrictEqual(
+            naming.map((c) => [c.reason, c.message, c.suggestion]),
+            [[blocked.reason, blocked.message, blocked.suggestion]]
+          )
+          const ready = status.conditions.find((c) => c.type === "Ready")
+          assert.deepStrictEqual([ready?.reason, ready?.suggestion], [blocked.reason, blocked.suggestion])
+        }
+      }),
+      { seed: 20260301, numRuns: 3000 }
+    )
+  })
+
+  it("is Ready exactly when everything managed is seen so, and is written as its schema says", () => {
+    const isStatus = Schema.is(StatusSchema)
+    FastCheck.assert(
+      FastCheck.property(inputs, (input) => {
+        for (const item of Plan.make(input).items) {
+          const declaration = input.declarations.find((d) => d.uid === item.uid)
+          if (declaration === undefined) continue
+          const status = Status.make({
+            ...input,
+            declaration,
+            item,
+            last_operation_id: null,
+            previous: [],
+            retry_at: Worlds.now
+          })
+          assert.isTrue(isStatus(status))
+          const ready = status.conditions.find((c) => c.type === "Ready")?.status === "True"
+          assert.strictEqual(ready, item.settled && !item.removal_done)
+        }
+      }),
+      { seed: 20260301, numRuns: 2000 }
+    )
+  })
+
+  it("says NotOnAppliance of device and export for a volume wanted elsewhere, which does not count", () => {
+    const away = Worlds.declaration("disk", {
+      spec: { attached_to: other },
+      binding: { volume_id: id, attachment: { vm_id: other, as: "data", settled: true } }
+    })
+    const world = Worlds.inventory({ cloud: Worlds.cloud({ volumes: [Worlds.cloudVolume(id, { vm_id: other })] }) })
+    const facts = said(statusOf(away, world))
+    assert.strictEqual(facts["DevicePresent"], "False NotOnAppliance")
+    assert.strictEqual(facts["Exported"], "False NotOnAppliance")
+    assert.strictEqual(facts["Ready"], "True Settled")
+  })
+
+  it("is unknown where a source was not read, and before the first look", () => {
+    const unread = statusOf(settled, { ...Worlds.inPlace([id]), cloud: Worlds.unseen("away") })
+    assert.strictEqual(said(unread)["Ready"], "Unknown CloudStackUnread")
+    const deaf = said(statusOf(settled, { ...Worlds.inPlace([id]), nbd: Worlds.unseen("away") }))
+    assert.strictEqual(deaf["Exported"], "Unknown NbdUnread")
+    const before = Status.make({
+      declaration: settled,
+      inventory: null,
+      item: null,
+      last_operation_id: null,
+      previous: [],
+      retry_at: null,
+      now: Worlds.now
+    })
+    const unknown = before.conditions.filter((c) => c.status === "Unknown").map((c) => c.type)
+    assert.deepStrictEqual(unknown, ["Provisioned", "Attached", "DevicePresent", "Exported", "Ready"])
+  })
+
+  it("keeps the time of a transition until status or reason changes", () => {
+    const first = statusOf(settled, Worlds.inPlace([id]))
+    const later = statusOf(settled, Worlds.inPlace([id]), first.conditions, Worlds.now + 60_000)
+    assert.deepStrictEqual(later.conditions, first.conditions)
+    const dead = { ...Worlds.inPlace([id]), nbd: Worlds.nbd({ sections: [Worlds.section(id)] }) }
+    const broken = statusOf(settled, dead, later.conditions, Worlds.now + 60_000)
+    const changed = broken.conditions.filter((c) => c.last_transition_time !== "2026-03-01T12:00:00.000Z")
+    assert.deepStrictEqual(
+      changed.map((c) => c.type),
+      ["Exported", "Ready"]
+    )
+  })
+
+  it("tells what comes next, in the words of the operations", () => {
+    const out = Worlds.declaration("disk", {
+      generation: 2,
+      spec: { attached_to: other },
+      binding: Worlds.settledBinding(id)
+    })
+    assert.deepStrictEqual(statusOf(out, Worlds.inPlace([id])).next_actions, ["unexport", "detach", "attach", "tag"])
+  })
+
+  it("shows a pause until it is over", () => {
+    const paused = (until?: string) =>
+      Worlds.declaration("disk", {
+        spec: { paused: { reason: "moving", by: "anna", ...(until === undefined ? {} : { until }) } },
+        binding: Worlds.settledBinding(id)
+      })
+    assert.strictEqual(said(statusOf(paused(), Worlds.inPlace([id])))["Paused"], "True Paused")
+    assert.strictEqual(
+      said(statusOf(paused("2026-03-01T11:00:00Z"), Worlds.inPlace([id])))["Paused"],
+      "False PauseOver"
+    )
+  })
+})
