@@ -55,10 +55,18 @@ const selected = (scope: Scope, declaration: Declaration): boolean =>
 export const subject = (declaration: Declaration): VolumeId | null =>
   declaration.binding.volume_id ?? declaration.spec.volume_id
 
-/** True when only a whole listing can tell what to do: something is to be created, or was and its answer is missing. */
+/**
+ * True when only a whole listing can tell what to do: something is to be created (or was, and its answer is missing),
+ * something may be destroyed, which suspicion must be able to stop (S17), or a VM's root disk must be known.
+ */
 export const needsListing = (declarations: ReadonlyArray<Declaration>, operations: ReadonlyArray<Operation>): boolean =>
-  declarations.some((d) => subject(d) === null && d.deletion === null && d.spec.paused === null) ||
-  operations.some((o) => o.type === "create" && o.volume_id === "")
+  declarations.some(
+    ({ deletion, spec, binding }) =>
+      (binding.volume_id === null && spec.volume_id === null && deletion === null && spec.paused === null) ||
+      deletion?.policy === "delete" ||
+      binding.drift_since !== null ||
+      (spec.attach_as === "root" && binding.attachment === null)
+  ) || operations.some((o) => o.type === "create" && o.volume_id === "")
 
 const observeCloud = Effect.fn("Observe.cloud")(function* (scope: Scope) {
   const cloudstack = yield* CloudStackRead

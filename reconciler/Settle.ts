@@ -8,6 +8,7 @@ import type { CloudReading, CloudVolume, Inventory, NbdReading } from "../schema
 import type { Operation } from "../schema/Operation.ts"
 import type { Limits } from "../schema/Settings.ts"
 import type { Job } from "./CloudStack.ts"
+import * as Merge from "./Merge.ts"
 
 /**
  * What an observation says about an operation. Only this closes one (S7): an answer from CloudStack, a failed job
@@ -131,7 +132,7 @@ const create = (operation: Operation, action: Actions.Create, evidence: Evidence
     const id = operation.volume_id as VolumeId
     const row = rowOf(cloud.value, id)
     if (row !== null)
-      return row.job_id !== null ? pending("the volume is being created") : created(id, evidence, "created")
+      return row.job_id !== null ? pending("the volume is being created") : created(id, action, evidence, "created")
     const gone = cloud.value.absent.includes(id) || cloud.value.unresolved.includes(id)
     return gone && afterExpiry(operation, cloud.started_at, evidence)
       ? notDone(`CloudStack gave volume ${id} and no longer has it`)
@@ -175,16 +176,18 @@ const lookUp = (operation: Operation, action: Actions.Create, evidence: Evidence
   }
   return only.job_id !== null
     ? pending("the volume is being created")
-    : created(only.id, evidence, "found by its name after the answer was lost")
+    : created(only.id, action, evidence, "found by its name after the answer was lost")
 }
 
-const created = (id: VolumeId, { declaration }: Evidence, message: string): Verdict =>
-  settled(
-    { volume_id: id, message },
-    declaration === null
-      ? null
-      : { ...declaration.binding, volume_id: id, origin: "created", loss: null, attachment: null, export: null }
-  )
+const created = (id: VolumeId, action: Actions.Create, evidence: Evidence, message: string): Verdict =>
+  settled({ volume_id: id, message }, learned(evidence, action, id))
+
+/** What the declaration is known to have once the action is done; nothing where there is no declaration any more. */
+const learned = (
+  { declaration, now }: Evidence,
+  action: Actions.Action,
+  made: VolumeId | null = null
+): Binding | null => (declaration === null ? null : Merge.bind(declaration, action, now, made))
 
 const adopt = (operation: Operation, action: Actions.Adopt, evidence: Evidence): Verdict => {
   const cloud = causal(operation, evidence)
@@ -199,10 +202,7 @@ const adopt = (operation: Operation, action: Actions.Adopt, evidence: Evidence):
     return gone ? notDone(`volume ${action.volume_id} is not there`) : pending("waiting for the volume to be read")
   }
   if (declaration === null) return notDone("the declaration is gone")
-  return settled(
-    { volume_id: row.id, message: `adopted ${row.name}` },
-    { ...declaration.binding, volume_id: row.id, origin: "adopted", loss: null }
-  )
+  return settled({ volume_id: row.id, message: `adopted ${row.name}` }, learned(evidence, action))
 }
 
 const deviceOf = (inventory: Inventory, id: VolumeId) =>
@@ -223,18 +223,8 @@ const attach = (operation: Operation, action: Actions.Attach, evidence: Evidence
 }
 
 const attached = (operation: Operation, action: Actions.Attach, evidence: Evidence): Verdict => {
-  const { declaration, inventory } = evidence
-  const binding =
-    declaration === null
-      ? null
-      : {
-          ...declaration.binding,
-          attachment: { vm_id: action.vm_id, as: action.as, settled: true },
-          repairs:
-            action.cause === "drift"
-              ? [...declaration.binding.repairs.slice(-9), evidence.now]
-              : declaration.binding.repairs
-        }
+  const { inventory } = evidence
+  const binding = learned(evidence, action)
   if (!action.on_appliance)
     return settled({ volume_id: action.volume_id, message: `attached to VM ${action.vm_id}` }, binding)
   if (inventory.guest._tag === "Unread")
@@ -267,15 +257,14 @@ const detach = (operation: Operation, action: Actions.Detach, evidence: Evidence
   if (row === null) return absentTarget(operation, action.volume_id, cloud.value, cloud.started_at, evidence)
   if (row.job_id !== null) return pending("CloudStack is detaching")
   if (row.vm_id === action.vm_id) return missingEffect(operation, cloud.started_at, evidence, "detached")
-  const { declaration, inventory } = evidence
+  const { inventory } = evidence
   if (action.on_appliance) {
     if (inventory.guest._tag === "Unread")
       return pending(`detached in CloudStack; the guest is unread: ${inventory.guest.message}`)
     if (deviceOf(inventory, row.id).length > 0)
       return uncertain("detached in CloudStack, but the guest still has the disk")
   }
-  const binding = declaration === null ? null : { ...declaration.binding, attachment: null }
-  return settled({ volume_id: row.id, message: `detached from VM ${action.vm_id}` }, binding)
+  return settled({ volume_id: row.id, message: `detached from VM ${action.vm_id}` }, learned(evidence, action))
 }
 
 /**
@@ -325,7 +314,7 @@ const remove = (operation: Operation, action: Actions.Delete, evidence: Evidence
     return operation.phase === "uncertain" &&
       operation.error === GONE_ONCE &&
       cloud.started_at > Date.parse(operation.updated_at)
-      ? settled({ volume_id: action.volume_id, message: "deleted" }, null)
+      ? settled({ volume_id: action.volume_id, message: "deleted" }, learned(evidence, action))
       : uncertain(GONE_ONCE)
   }
   const row = rowOf(cloud.value, action.volume_id)
@@ -345,7 +334,7 @@ const tag = (operation: Operation, action: Actions.Tag, evidence: Evidence): Ver
   if (row === null) return absentTarget(operation, action.volume_id, cloud.value, cloud.started_at, evidence)
   const has = new Map(row.tags.map((t) => [t.key.toLowerCase(), t.value]))
   const shown = Object.entries(action.set).every(([key, value]) => has.get(key.toLowerCase()) === value)
-  if (shown) return settled({ volume_id: row.id, message: "tagged" }, null)
+  if (shown) return settled({ volume_id: row.id, message: "tagged" }, learned(evidence, action))
   const waited = evidence.now - (operation.submitted_at ?? Date.parse(operation.created_at))
   if (operation.job_id !== null && waited < TAG_JOB_MS) return pending("CloudStack is tagging")
   return missingEffect(operation, cloud.started_at, evidence, "tagged")
@@ -365,7 +354,6 @@ const causalNbd = (
 const exported = (operation: Operation, action: Actions.Export | Actions.MigratePath, evidence: Evidence): Verdict => {
   const nbd = causalNbd(operation, evidence)
   if (nbd === null) return loadPending(operation, evidence, "the NBD server is unread")
-  const { declaration } = evidence
   const go = nbd.value.verifications.find((v) => v.name === action.export_name)
   const section = nbd.value.sections.find((s) => s.name === action.export_name)
   const served =
@@ -382,9 +370,7 @@ const exported = (operation: Operation, action: Actions.Export | Actions.Migrate
         message: `served as ${action.export_name}`,
         size: action.size
       },
-      declaration === null
-        ? null
-        : { ...declaration.binding, export: { name: action.export_name, path: action.path, settled_at: evidence.now } }
+      learned(evidence, action)
     )
   }
   const seen =
@@ -395,16 +381,12 @@ const exported = (operation: Operation, action: Actions.Export | Actions.Migrate
 const unexported = (operation: Operation, action: Actions.Unexport, evidence: Evidence): Verdict => {
   const nbd = causalNbd(operation, evidence)
   if (nbd === null) return loadPending(operation, evidence, "the NBD server is unread")
-  const { declaration } = evidence
   const go = nbd.value.verifications.find((v) => v.name === action.export_name)
   const configured = nbd.value.sections.some((s) => s.name === action.export_name)
   const refused = go !== undefined && (go.outcome === "unknown" || go.outcome === "denied" || go.outcome === "refused")
   const held = action.device !== null && nbd.value.holders.some((h) => h.device === action.device)
   if (!configured && refused && !held) {
-    return settled(
-      { volume_id: action.volume_id, message: `${action.export_name} is gone` },
-      declaration === null ? null : { ...declaration.binding, export: null }
-    )
+    return settled({ volume_id: action.volume_id, message: `${action.export_name} is gone` }, learned(evidence, action))
   }
   const left = configured
     ? "the section is still in the file"

@@ -197,7 +197,7 @@ const isOver = (status: OperationStatus) => status === "completed" || status ===
 /** Why this advance must not be; null when it may. */
 const refuseMove = (found: Operation, advance: Advance): string | null => {
   const next = apply(found, advance)
-  if (false)
+  if (!isUnresolved(found))
     return sameOperation(found, next) ? null : `operation ${found.id} has ended as ${found.status} and never changes`
   if (isOver(found.status) && next.status !== found.status)
     return `operation ${found.id} was shown as ${found.status} and cannot become ${next.status}`

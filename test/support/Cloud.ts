@@ -65,7 +65,7 @@ export const ports = (lab: Lab, database: string = Sqlite.MEMORY) => {
     cloudstack,
     Guest.layerDevices(lab.world),
     SimulatedNbd.layer(lab.nbd),
-    Sql.layer.pipe(Layer.provide(Sqlite.layer(database)))
+    Sql.layer.pipe(Layer.provideMerge(Sqlite.layer(database)))
   ).pipe(Layer.provideMerge(gate(lab)))
 }
 
