@@ -14,6 +14,7 @@ import * as CloudStackLive from "./CloudStack/Live.ts"
 import * as Linux from "./Devices/Linux.ts"
 import * as Gate from "./Gate.ts"
 import * as Server from "./Http/Server.ts"
+import * as NbdMain from "./Nbd/Main.ts"
 import * as NbdServer from "./Nbd/NbdServer.ts"
 import * as SimulatedNbd from "./Simulation/Nbd.ts"
 import * as Sql from "./Store/Sql.ts"
@@ -32,7 +33,8 @@ const local = (settings: Settings, options: Options): Layer.Layer<Devices | Nbd,
   Layer.merge(Linux.layer(settings), nbd(settings, options))
 
 const nbd = (settings: Settings, options: Options): Layer.Layer<Nbd, Misconfigured, Gates.Gate> => {
-  switch (settings.nbd.backend) {
+  const simulated = settings.sandbox && !NbdMain.isInstalled()
+  switch (simulated ? "simulated" : settings.nbd.backend) {
     case "nbd-server":
       return NbdServer.layer({ ...settings, stop_on_exit: options.stop_nbd })
     case "simulated":

@@ -154,7 +154,10 @@ const assemble = (reading: Reading, options: Options): Settings | null => {
         "unset it; LISTEN stays on this machine"
       )
   const state_dir = optional(reading, "STATE_DIR", Value.path, "/var/lib/volumed")
-  const dsn = required(reading, "DATABASE_DSN", judged(Dsn.problemOf), "is required")
+  // A sandbox process names everything else; its daemon's database lies with the rest of its state.
+  const dsn = sandbox
+    ? optional(reading, "DATABASE_DSN", judged(Dsn.problemOf), `sqlite:${state_dir}/volumed.db`)
+    : required(reading, "DATABASE_DSN", judged(Dsn.problemOf), "is required")
   const cloudstack = assembleCloudStack(reading)
   const appliance_vm_id = appliance(reading)
   const nbd = assembleNbd(reading, sandbox)

@@ -1,12 +1,12 @@
 import { Context, Effect, Layer, type Scope } from "effect"
-import { existsSync, rmSync } from "node:fs"
+import { rmSync } from "node:fs"
 import { join } from "node:path"
 import type { Misconfigured, StoreUnavailable } from "../../schema/Errors.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Server from "../Http/Server.ts"
 import * as Layers from "../Layers.ts"
 import * as Logging from "../Logging.ts"
-import { PROGRAM_DIRS } from "../Nbd/Main.ts"
+import * as NbdMain from "../Nbd/Main.ts"
 import * as Processes from "../Nbd/Processes.ts"
 import * as SettingsFrom from "../Settings.ts"
 import * as Sandbox from "../Simulation/Sandbox.ts"
@@ -71,7 +71,7 @@ export const sandboxEnvironment = (
   sandbox: Sandbox.Sandbox,
   around: Readonly<Record<string, string | undefined>>
 ): Readonly<Record<string, string | undefined>> => ({
-  NBD_BACKEND: PROGRAM_DIRS.some((dir) => existsSync(join(dir, "nbd-server"))) ? "nbd-server" : "simulated",
+  NBD_BACKEND: NbdMain.isInstalled() ? "nbd-server" : "simulated",
   ...Object.fromEntries(portable.flatMap((key) => (around[key] ? [[key, around[key]]] : []))),
   ...sandbox.env,
   DATABASE_DSN: `sqlite:${join(sandbox.dir, "state", "volumed.db")}`

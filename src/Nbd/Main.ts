@@ -1,6 +1,6 @@
 import { Effect, Schedule } from "effect"
 import { spawn } from "node:child_process"
-import { constants } from "node:fs"
+import { constants, existsSync } from "node:fs"
 import { access, open, readFile, stat, unlink } from "node:fs/promises"
 import { join } from "node:path"
 import { NbdUnavailable } from "../../schema/Errors.ts"
@@ -21,6 +21,9 @@ export interface Control {
 }
 
 export const PROGRAM_DIRS = ["/bin", "/usr/bin", "/sbin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"]
+
+/** An nbd-server is on this machine. A sandbox without one simulates its exports, and says so. */
+export const isInstalled = (): boolean => PROGRAM_DIRS.some((dir) => existsSync(join(dir, "nbd-server")))
 
 /** DH parameters are made at every start before a client is answered: 0.1–3.3 s measured under load. */
 const READY_TIMEOUT = "10 seconds"
