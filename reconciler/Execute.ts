@@ -2,7 +2,7 @@ import { Cause, Clock, Effect, Either, Exit, Ref, type Scope } from "effect"
 import type * as Actions from "../schema/Action.ts"
 import type { CloudStackRefused, OutcomeUnknown, StoreUnavailable } from "../schema/Errors.ts"
 import { GateClosed, PreconditionLost } from "../schema/Errors.ts"
-import type { OperationId, VolumeId } from "../schema/Ids.ts"
+import type { OperationId, Uid, VolumeId } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
 import { type Accepted, CloudStack, CloudStackRead } from "./CloudStack.ts"
 import type { FreshRead, Intent } from "./Intent.ts"
@@ -32,6 +32,8 @@ interface Begun {
 export interface Execute {
   /** Operations whose call is being made at this moment: their rows say less than this process knows. */
   readonly running: Effect.Effect<ReadonlySet<OperationId>>
+  /** The newest operation of each declaration, as far as this process began them. */
+  readonly newest: Effect.Effect<ReadonlyMap<Uid, OperationId>>
   /**
    * Start one action for each volume: intent row first, then the call, then what was answered. Answers are not waited
    * for; NBD changes are, all in one load. Outcomes are left to observation.
@@ -48,6 +50,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
   const nbd = yield* Nbd
   const store = yield* Store
   const running = yield* Ref.make<ReadonlySet<OperationId>>(new Set())
+  const newest = yield* Ref.make<ReadonlyMap<Uid, OperationId>>(new Map())
   const calls = yield* Effect.makeSemaphore(CALLS)
 
   const begin = (id: OperationId) => Ref.update(running, (set) => new Set([...set, id]))
@@ -56,6 +59,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
   /** Null when the declaration moved on, or is busy, since it was planned for: the next pass plans what is so now (S15, S2). */
   const intend = <A extends Actions.Action>(action: A) =>
     store.intend(action).pipe(
+      Effect.tap((intent) => Ref.update(newest, (map) => new Map(map).set(action.uid, intent.operation_id))),
       Effect.map((intent): Intent<A["_tag"]> | null => intent),
       Effect.catchTag("GenerationConflict", "PreconditionLost", (error) =>
         Effect.as(Effect.logDebug("planned for a state that is over", error.message), null)
@@ -251,7 +255,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
     if (actions.length > 0) yield* wake.answered
   })
 
-  return { running: Ref.get(running), start } satisfies Execute as Execute
+  return { running: Ref.get(running), newest: Ref.get(newest), start } satisfies Execute as Execute
 })
 
 const isCloud = (action: Actions.Action): action is CloudAction => {

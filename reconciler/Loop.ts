@@ -56,7 +56,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   const changed = yield* PubSub.sliding<void>(1)
   const view = yield* Ref.make<View>({ inventory: null, plan: null, statuses: new Map(), last_pass: null })
   const conditions = yield* Ref.make(yield* store.conditions)
-  const lastOperations = yield* Ref.make<ReadonlyMap<Uid, OperationId>>(new Map())
+  const earlier = yield* newestOperations(store)
   const machines = yield* Ref.make<Observe.Machines | null>(null)
   const onePass = yield* Effect.makeSemaphore(1)
 
@@ -267,7 +267,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     const before = yield* Ref.get(view)
     const items = new Map(plan.items.map((item) => [item.uid, item]))
     const previous = yield* Ref.get(conditions)
-    const operations = yield* Ref.get(lastOperations)
+    const operations = yield* execute.newest
     const backoff = yield* wake.backoff
     const statuses = new Map<Uid, Status>()
     const transitions: Array<{ uid: Uid; conditions: ReadonlyArray<Condition> }> = []
@@ -282,7 +282,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
         declaration,
         inventory,
         item: items.get(declaration.uid) ?? null,
-        last_operation_id: operations.get(declaration.uid) ?? null,
+        last_operation_id: operations.get(declaration.uid) ?? earlier.get(declaration.uid) ?? null,
         previous: was,
         retry_at: backoff.get(declaration.uid)?.retry_at ?? null,
         now
@@ -351,7 +351,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       declaration,
       inventory: current.inventory,
       item: null,
-      last_operation_id: null,
+      last_operation_id: (yield* execute.newest).get(declaration.uid) ?? earlier.get(declaration.uid) ?? null,
       previous: (yield* Ref.get(conditions)).get(declaration.uid) ?? [],
       retry_at: null,
       now
@@ -372,6 +372,14 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     poke: wake.poke,
     changes: Stream.fromPubSub(changed)
   } satisfies Reconciler["Type"] as Reconciler["Type"]
+})
+
+/** The newest operation of each declaration among the last thousand that earlier processes left. */
+const newestOperations = Effect.fn(function* (store: Store["Type"]) {
+  const { items } = yield* store
+    .operations({ limit: 1000 })
+    .pipe(Effect.catchTag("CursorExpired", (error) => Effect.die(error)))
+  return new Map(items.toReversed().map((operation): [Uid, OperationId] => [operation.uid, operation.id]))
 })
 
 /** Who must be looked at again soon: acting now, or waiting for something that passes by itself. */

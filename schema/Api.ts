@@ -2,7 +2,7 @@ import * as HttpApi from "@effect/platform/HttpApi"
 import * as HttpApiEndpoint from "@effect/platform/HttpApiEndpoint"
 import * as HttpApiGroup from "@effect/platform/HttpApiGroup"
 import { Schema } from "effect"
-import { Aspect, Held, Plan } from "./Action.ts"
+import { Aspect, Blocked, Held, Plan } from "./Action.ts"
 import { Status } from "./Condition.ts"
 import { Deletion, Manager, Spec } from "./Declaration.ts"
 import { Problem } from "./Document.ts"
@@ -160,8 +160,8 @@ export const DriftItem = Schema.Struct({
   /** Who did it, where CloudStack's events tell. */
   by: Schema.NullOr(Schema.String),
   next_actions: Schema.Array(Schema.String),
-  /** Why it is not repaired now. */
-  blocked: Schema.NullOr(Schema.String)
+  /** Why it is not repaired now, or what the repair waits for. */
+  blocked: Schema.NullOr(Blocked)
 })
 export type DriftItem = typeof DriftItem.Type
 

@@ -86,9 +86,8 @@ export const drift = Effect.fn("Look.drift")(function* (_invocation: Invocation)
 /** A source that could not be read hides drift: then "none" would be a lie. */
 export const driftOutcome = (answer: Api.Drift): Exit.Outcome => {
   const sources = [answer.sources.cloudstack, answer.sources.guest, answer.sources.nbd]
-  if (sources.some((source) => source.state !== "known") || answer.items.some((item) => item.blocked !== null)) {
-    return "held"
-  }
+  const held = answer.items.some(({ blocked }) => blocked !== null && blocked.category !== "progress")
+  if (held || sources.some((source) => source.state !== "known")) return "held"
   return answer.items.length > 0 ? "drift" : "done"
 }
 
@@ -112,7 +111,8 @@ const driftItem = (item: Api.DriftItem, paint: Paint): string => {
     item.by === null ? "" : `by ${item.by}`,
     item.next_actions.length === 0 ? "" : `repair: ${item.next_actions.join(", ").toLowerCase()}`
   ].filter((fact) => fact !== "")
-  const blocked = item.blocked === null ? "" : `    ${paint.bad(clean(item.blocked))}\n`
+  const blocked =
+    item.blocked === null ? "" : `    ${paint.bad(`${item.blocked.reason}: ${clean(item.blocked.message)}`)}\n`
   return (
     `${paint.warn("!")} ${paint.strong(clean(item.name))}  ${item.aspect ?? ""}: ${clean(item.message)}\n` +
     (facts.length === 0 ? "" : `    ${clean(facts.join("; "))}\n`) +

@@ -40,7 +40,7 @@ const driftItem = (item: PlanItem, declaration: Declaration | undefined): DriftI
     first_seen: since === null ? null : Answer.rfc3339(since),
     by: null,
     next_actions: item.chain.map(({ _tag }) => _tag),
-    blocked: item.blocked === null ? null : `${item.blocked.reason}: ${item.blocked.message}`
+    blocked: item.blocked
   }
 }
 

@@ -106,7 +106,10 @@ describe("drift", () => {
   it("is nothing, something, or something that is held", () => {
     assert.strictEqual(Look.driftOutcome(answer()), "done")
     assert.strictEqual(Look.driftOutcome(answer({ items: [item] })), "drift")
-    assert.strictEqual(Look.driftOutcome(answer({ items: [item, { ...item, blocked: "DriftHeld" }] })), "held")
+    const blocked = { reason: "DriftHeld", category: "blocked", message: "held", suggestion: "accept it" } as const
+    const repairing = { ...blocked, reason: "OperationInFlight", category: "progress" } as const
+    assert.strictEqual(Look.driftOutcome(answer({ items: [item, { ...item, blocked }] })), "held")
+    assert.strictEqual(Look.driftOutcome(answer({ items: [item, { ...item, blocked: repairing }] })), "drift")
     assert.include(Look.driftText(answer(), plain), "No drift.")
   })
 

@@ -1,3 +1,4 @@
+import { Effect } from "effect"
 import type { Write } from "../../reconciler/Store.ts"
 import type * as Actions from "../../schema/Action.ts"
 import type { Condition } from "../../schema/Condition.ts"
@@ -126,3 +127,10 @@ export const hostile = [
   "/* */",
   '{"json": "}'
 ]
+
+/** The failure of what must fail. Says so in few words when it does not: what it gave instead may be large. */
+export const refusal = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<E, never, R> =>
+  Effect.matchEffect(effect, {
+    onSuccess: () => Effect.dieMessage("expected a refusal, and it was accepted"),
+    onFailure: Effect.succeed
+  })

@@ -9,7 +9,7 @@ import { Name } from "../../schema/Ids.ts"
 import { SCHEMA_VERSION } from "../../src/Store/Migrate.ts"
 import * as Sql from "../../src/Store/Sql.ts"
 import * as Sqlite from "../../src/Store/Sqlite.ts"
-import { attach, bindingOf, condition, spec, uidOf, uuid, write } from "./Samples.ts"
+import { attach, bindingOf, condition, spec, uidOf, uuid, write, refusal } from "./Samples.ts"
 import { type Probe, storeSuite } from "./suite.ts"
 
 const probe: Probe = {
@@ -62,7 +62,7 @@ describe("the store on an SQLite file", () => {
         yield* Store
         yield* sql`INSERT INTO schema_version VALUES (${SCHEMA_VERSION + 1}, 'tomorrow', '2030-01-01T00:00:00.000Z')`
       }).pipe(Effect.provide(onFile(file)))
-      const refused = yield* Effect.flip(Effect.provide(Store, onFile(file)))
+      const refused = yield* refusal(Effect.provide(Store, onFile(file)))
       assert.strictEqual(refused._tag, "Misconfigured")
       assert.include(refused.message, `schema ${SCHEMA_VERSION + 1}`)
       assert.include(refused.message, `this one knows ${SCHEMA_VERSION}`)
@@ -91,7 +91,7 @@ describe("the store on an SQLite file", () => {
       const file = Path.join(yield* temporary, "foreign.db")
       const sqlite = Sqlite.layer(file)
       yield* Effect.flatMap(SqlClient, (sql) => sql`CREATE TABLE events (what TEXT)`).pipe(Effect.provide(sqlite))
-      const refused = yield* Effect.flip(Effect.provide(Store, onFile(file)))
+      const refused = yield* refusal(Effect.provide(Store, onFile(file)))
       assert.strictEqual(refused._tag, "Misconfigured")
       assert.include(refused.message, "table events")
       const tables = yield* Effect.flatMap(
@@ -111,7 +111,7 @@ describe("the store on an SQLite file", () => {
       const garbage = Path.join(directory, "garbage.db")
       Fs.writeFileSync(garbage, "this is not a database ".repeat(1000))
       for (const file of [garbage, directory, Path.join(garbage, "below.db"), "/proc/volumed.db"]) {
-        const refused = yield* Effect.flip(Effect.provide(Store, onFile(file)))
+        const refused = yield* refusal(Effect.provide(Store, onFile(file)))
         assert.strictEqual(refused._tag, "Misconfigured", file)
         assert.include(refused.message, file)
         assert.include(refused.message, "example: sqlite:")
@@ -136,7 +136,7 @@ describe("the store on an SQLite file", () => {
                 metadata: Object.fromEntries(Array.from({ length: 32 }, (_, k) => [`k${k}`, "v".repeat(250)]))
               })
             })
-          const full = yield* Effect.flip(store.write(Array.from({ length: 20 }, (_, n) => wide(n + 1))))
+          const full = yield* refusal(store.write(Array.from({ length: 20 }, (_, n) => wide(n + 1))))
           assert.strictEqual(full._tag, "StoreUnavailable")
           assert.include(full.message, "SQLITE_FULL")
           assert.include(full.message, "make room")
@@ -167,7 +167,7 @@ describe("the store on an SQLite file", () => {
         "postgres://s3cret",
         "sqlite:"
       ]) {
-        const refused = yield* Effect.flip(Effect.provide(Store, Sql.layerDsn(Redacted.make(dsn))))
+        const refused = yield* refusal(Effect.provide(Store, Sql.layerDsn(Redacted.make(dsn))))
         assert.strictEqual(refused._tag, "Misconfigured")
         assert.notInclude(refused.message, "s3cret")
       }

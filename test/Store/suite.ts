@@ -19,7 +19,8 @@ import {
   uuid,
   vm,
   volumeId,
-  write
+  write,
+  refusal
 } from "./Samples.ts"
 
 /** Rows that the database has written over its life in this connection: what a quiet pass must leave as it is (S18). */
@@ -81,12 +82,12 @@ export const storeSuite = (
           assert.strictEqual(second?.created_at, "2026-03-01T12:00:00.000Z")
           assert.strictEqual(second?.updated_at, "2026-03-01T12:00:01.000Z")
           assert.strictEqual(first?.spec.read_only, false)
-          const stale = yield* Effect.flip(store.write([smaller]))
+          const stale = yield* refusal(store.write([smaller]))
           assert.strictEqual(stale._tag, "GenerationConflict")
           assert.deepInclude(stale, { name: "disk-1", expected: 1, found: 2 })
-          const taken = yield* Effect.flip(store.write([write(2, { name: Name.make("disk-1") })]))
+          const taken = yield* refusal(store.write([write(2, { name: Name.make("disk-1") })]))
           assert.deepInclude(taken, { _tag: "GenerationConflict", expected: null, found: 2 })
-          const absent = yield* Effect.flip(store.write([write(9, { expected_generation: 4, generation: 5 })]))
+          const absent = yield* refusal(store.write([write(9, { expected_generation: 4, generation: 5 })]))
           assert.deepInclude(absent, { _tag: "GenerationConflict", expected: 4, found: null })
         })
       )
@@ -116,7 +117,7 @@ export const storeSuite = (
         Effect.gen(function* () {
           const store = yield* Store
           yield* store.write([write(2)])
-          const failed = yield* Effect.flip(store.write([write(1), write(2), write(3)]))
+          const failed = yield* refusal(store.write([write(1), write(2), write(3)]))
           assert.strictEqual(failed._tag, "GenerationConflict")
           assert.deepStrictEqual(
             (yield* store.declarations).map((d) => d.name),
@@ -137,7 +138,7 @@ export const storeSuite = (
             (yield* store.declarations).map((d) => d.deletion),
             [removal]
           )
-          const early = yield* Effect.flip(store.write([write(7, { name: Name.make("disk-1") })]))
+          const early = yield* refusal(store.write([write(7, { name: Name.make("disk-1") })]))
           assert.strictEqual(early._tag, "GenerationConflict")
           yield* store.finishRemoval(uidOf(1))
           assert.deepStrictEqual(yield* store.declarations, [])
@@ -221,9 +222,9 @@ export const storeSuite = (
         Effect.gen(function* () {
           const store = yield* Store
           yield* store.write([write(1)])
-          const early = yield* Effect.flip(store.intend(attach(1, { generation: 2 })))
+          const early = yield* refusal(store.intend(attach(1, { generation: 2 })))
           assert.deepInclude(early, { _tag: "GenerationConflict", expected: 2, found: 1 })
-          const gone = yield* Effect.flip(store.intend(attach(5)))
+          const gone = yield* refusal(store.intend(attach(5)))
           assert.deepInclude(gone, { _tag: "GenerationConflict", expected: 1, found: null })
           assert.deepStrictEqual(yield* store.unresolved, [])
         })
@@ -243,7 +244,7 @@ export const storeSuite = (
           assert.strictEqual((yield* store.unresolved).length, 1)
           const lost = race.flatMap((outcome) => (outcome._tag === "Left" ? [outcome.left._tag] : []))
           assert.deepStrictEqual([...new Set(lost)], ["PreconditionLost"])
-          const other = yield* Effect.flip(store.intend(attach(2, { volume_id: volumeId(1) })))
+          const other = yield* refusal(store.intend(attach(2, { volume_id: volumeId(1) })))
           assert.strictEqual(other._tag, "PreconditionLost")
           for (const operation of won) yield* store.advance(operation.operation_id, settled)
           const next = yield* store.intend(attach(1))
@@ -257,7 +258,7 @@ export const storeSuite = (
           const store = yield* Store
           yield* store.write([write(1), write(2)])
           yield* store.bind([{ uid: uidOf(1), binding: bindingOf(1) }])
-          const refused = yield* Effect.flip(store.intend(attach(2, { volume_id: volumeId(1) })))
+          const refused = yield* refusal(store.intend(attach(2, { volume_id: volumeId(1) })))
           assert.deepInclude(refused, { _tag: "PreconditionLost" })
           assert.include(refused.message, "disk-1")
         })
@@ -270,7 +271,7 @@ export const storeSuite = (
           yield* store.write([write(1)])
           const { operation_id } = yield* store.intend(attach(1))
           yield* store.advance(operation_id, { phase: "accepted", status: "executing", submitted_at: 5, expires_at: 6 })
-          const premature = yield* Effect.flip(store.advance(operation_id, { phase: "accepted", status: "cancelled" }))
+          const premature = yield* refusal(store.advance(operation_id, { phase: "accepted", status: "cancelled" }))
           assert.strictEqual(premature._tag, "PreconditionLost")
           const ended = yield* store.settle(
             operation_id,
@@ -287,11 +288,11 @@ export const storeSuite = (
             { phase: "uncertain", status: "executing" },
             { phase: "settled", status: "completed", error: "late" }
           ] as const) {
-            const refused = yield* Effect.flip(store.advance(operation_id, change))
+            const refused = yield* refusal(store.advance(operation_id, change))
             assert.strictEqual(refused._tag, "PreconditionLost")
             assert.deepStrictEqual(Option.getOrThrow(yield* store.operation(operation_id)), ended)
           }
-          const unknown = yield* Effect.flip(store.advance(OperationId.make(`op-${uuid(1)}`), settled))
+          const unknown = yield* refusal(store.advance(OperationId.make(`op-${uuid(1)}`), settled))
           assert.strictEqual(unknown._tag, "PreconditionLost")
         })
       )
@@ -304,7 +305,7 @@ export const storeSuite = (
           const { operation_id } = yield* store.intend(attach(1))
           yield* store.advance(operation_id, { phase: "refused", status: "failed", error: "no" })
           const learned = { uid: uidOf(1), binding: bindingOf(1) }
-          yield* Effect.flip(store.settle(operation_id, settled, learned))
+          yield* refusal(store.settle(operation_id, settled, learned))
           assert.deepStrictEqual((yield* store.declarations)[0]?.binding, unbound)
         })
       )
@@ -342,7 +343,7 @@ export const storeSuite = (
           const late = yield* store.operations({ since: "2026-03-01T12:00:00.009Z" })
           assert.strictEqual(late.items.length, 1)
           for (const wrong of ["", "x", "Zm9v", "a".repeat(5000), ...hostile]) {
-            const refused = yield* Effect.flip(store.operations({ cursor: wrong }))
+            const refused = yield* refusal(store.operations({ cursor: wrong }))
             assert.strictEqual(refused._tag, "CursorExpired")
           }
         })
@@ -511,11 +512,11 @@ export const storeSuite = (
           yield* probe.corrupt("volume_operations", "request", "id", operation_id)
           yield* store.write([write(4)])
           assert.deepStrictEqual(yield* store.unresolved, [])
-          const double = yield* Effect.flip(store.intend(attach(3)))
+          const double = yield* refusal(store.intend(attach(3)))
           assert.strictEqual(double._tag, "PreconditionLost")
-          const stolen = yield* Effect.flip(store.intend(attach(2, { volume_id: volumeId(1) })))
+          const stolen = yield* refusal(store.intend(attach(2, { volume_id: volumeId(1) })))
           assert.strictEqual(stolen._tag, "PreconditionLost")
-          const blind = yield* Effect.flip(
+          const blind = yield* refusal(
             store.write([write(1, { expected_generation: 1, generation: 2, spec: spec({ read_only: true }) })])
           )
           assert.strictEqual(blind._tag, "StoreUnavailable")
