@@ -126,7 +126,7 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
       changes: ReadonlyArray<{ readonly uid: Uid; readonly conditions: ReadonlyArray<Condition> }>
     ) => Effect.Effect<void, StoreUnavailable>
 
-    /** Rows of the seeds' `device_mappings` for volumes on the appliance; unchanged rows are not written. */
+    /** Rows of `device_mappings`, which existing clients read, for volumes on the appliance; unchanged rows are not written. */
     readonly saveDeviceMappings: (mappings: ReadonlyArray<DeviceMapping>) => Effect.Effect<void, StoreUnavailable>
 
     readonly record: (event: Omit<EventRow, "id" | "at">) => Effect.Effect<void, StoreUnavailable>

@@ -283,7 +283,7 @@ const assembleLimits = (reading: Reading): Settings["limits"] => ({
   expiry_margin_ms: limits.expiry_margin_ms
 })
 
-/** The seeds' daemon logged with logrus; its words mean here what they meant there, as far as there is a difference. */
+/** The daemon this one replaces logged with logrus; its words mean here what they meant there, as far as there is a difference. */
 const logLevel: Value.Parser<Settings["log_level"]> = (text) => {
   const levels: Readonly<Record<string, Settings["log_level"]>> = {
     trace: "debug",

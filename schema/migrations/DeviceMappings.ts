@@ -1,7 +1,7 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import { Effect } from "effect"
 
-/** The seeds' table; `device_path` is wider, because a by-id path has 43 characters and theirs held 32. */
+/** The table of the daemon this one replaces; `device_path` is wider, because a by-id path has 43 characters and theirs held 32. */
 export const table = Effect.flatMap(
   SqlClient.SqlClient,
   (sql) => sql`CREATE TABLE IF NOT EXISTS device_mappings (

@@ -2,7 +2,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import { Effect } from "effect"
 
 /**
- * The seeds' table, column for column, then ours, all of them nullable: existing readers and writers of the first eleven
+ * The table of the daemon this one replaces, column for column, then ours, all of them nullable: existing readers and writers of the first eleven
  * columns need not know about the rest. `unresolved_uid` repeats `uid` while the outcome of the action is unknown and is
  * null otherwise, so that a plain unique index admits one such row a declaration (S2) in every dialect.
  */

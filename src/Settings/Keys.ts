@@ -53,7 +53,7 @@ export type Key = keyof typeof keys
 
 export const isSecret = (key: Key): boolean => "secret" in keys[key]
 
-/** Keys that others read, or that the seeds' daemon read: accepted wherever they stand. */
+/** Keys that others read, or that the daemon this one replaces read: accepted wherever they stand. */
 export const foreign: ReadonlySet<string> = new Set([
   "GIN_MODE",
   "NO_COLOR",
