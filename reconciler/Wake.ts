@@ -34,6 +34,8 @@ interface State {
   readonly due: ReadonlySet<Uid>
   readonly flight: ReadonlySet<Uid>
   readonly backoff: ReadonlyMap<Uid, Backoff>
+  /** When to wake for a back-off that ends (ms); taken out when it has woken, whatever else was looked at meanwhile. */
+  readonly retry: ReadonlyMap<Uid, number>
 }
 
 /**
@@ -72,7 +74,8 @@ export const make = Effect.fn("Wake.make")(function* (settings: Settings) {
     last_pass_at: 0,
     due: new Set(),
     flight: new Set(),
-    backoff: new Map()
+    backoff: new Map(),
+    retry: new Map()
   })
   const ring = Effect.asVoid(Queue.offer(signal, undefined))
   const change = (f: (s: State) => State) => Ref.update(state, f).pipe(Effect.andThen(ring))
@@ -80,8 +83,8 @@ export const make = Effect.fn("Wake.make")(function* (settings: Settings) {
   const next: Effect.Effect<ReadonlySet<Uid> | null> = Effect.gen(function* () {
     while (true) {
       const now = yield* Clock.currentTimeMillis
-      const current = yield* Ref.get(state)
-      const ready = readyAt(current, now)
+      // In one step, so that a poke which comes meanwhile is not forgotten with those that are taken.
+      const [ready, current] = yield* Ref.modify(state, (s) => taken(s, now))
       if (ready !== undefined) return ready
       const wait = Math.min(LONGEST_SLEEP_MS, Math.max(1, nextAt(current) - now))
       yield* Queue.take(signal).pipe(Effect.timeoutOption(Duration.millis(wait)))
@@ -89,7 +92,13 @@ export const make = Effect.fn("Wake.make")(function* (settings: Settings) {
   })
 
   return {
-    poke: (uids) => change((s) => ({ ...s, due: union(s.due, uids), backoff: without(s.backoff, uids) })),
+    poke: (uids) =>
+      change((s) => ({
+        ...s,
+        due: union(s.due, uids),
+        backoff: without(s.backoff, uids),
+        retry: without(s.retry, uids)
+      })),
     nudge: (uids) => change((s) => ({ ...s, due: union(s.due, uids) })),
     pokeAll: change((s) => ({ ...s, full_at: 0 })),
     answered: Effect.flatMap(Clock.currentTimeMillis, (now) =>
@@ -106,7 +115,8 @@ export const make = Effect.fn("Wake.make")(function* (settings: Settings) {
       const wait = yield* Random.nextIntBetween(Math.min(BACKOFF_FIRST_MS, longest) / 2, longest + 1)
       yield* change((s) => ({
         ...s,
-        backoff: new Map(s.backoff).set(uid, { retry_at: now + wait, message, failures, stable: 0 })
+        backoff: new Map(s.backoff).set(uid, { retry_at: now + wait, message, failures, stable: 0 }),
+        retry: new Map(s.retry).set(uid, now + wait)
       }))
     }),
     stable: (uid) =>
@@ -120,7 +130,8 @@ export const make = Effect.fn("Wake.make")(function* (settings: Settings) {
     passed: Effect.fn(function* ({ full, only, flight, unwell }) {
       const now = yield* Clock.currentTimeMillis
       const share = yield* Random.nextRange(0.9, 1.1)
-      yield* Ref.update(state, (s) => {
+      // Rings, for a pass that somebody asked for ends while the loop sleeps by an older reckoning.
+      yield* change((s) => {
         const inFlight = only === null ? flight : new Set([...[...s.flight].filter((uid) => !only.has(uid)), ...flight])
         const period = inFlight.size > 0 || unwell ? settings.resync_busy_ms : settings.resync_idle_ms
         return {
@@ -136,33 +147,30 @@ export const make = Effect.fn("Wake.make")(function* (settings: Settings) {
         }
       })
     }),
-    next: next.pipe(
-      Effect.tap((only) =>
-        Ref.update(state, (s) => ({
-          ...s,
-          due: new Set<Uid>(),
-          full_at: only === null ? Number.POSITIVE_INFINITY : s.full_at
-        }))
-      )
-    )
+    next
   } satisfies Wake as Wake
 })
 
 /** What may be looked at now: null for everything, undefined for nothing yet. Woken volumes take those in flight along. */
 const readyAt = (s: State, now: number): ReadonlySet<Uid> | null | undefined => {
   if (now >= s.full_at) return null
-  const retry = [...s.backoff]
-    .filter(([uid, b]) => b.retry_at <= now && b.retry_at > s.last_pass_at && !s.due.has(uid))
-    .map(([uid]) => uid)
+  const retry = [...s.retry].filter(([, at]) => at <= now).map(([uid]) => uid)
   const poll = s.flight.size > 0 && now >= s.poll_at
   if (s.due.size === 0 && retry.length === 0 && !poll) return undefined
   return union(union(s.due, retry), poll ? [...s.flight] : [])
 }
 
-const nextAt = (s: State): number => {
-  const retries = [...s.backoff.values()].map((b) => b.retry_at).filter((at) => at > s.last_pass_at)
-  return Math.min(s.full_at, s.flight.size > 0 ? s.poll_at : Number.POSITIVE_INFINITY, ...retries)
+/** What is ready, and the state in which it is no longer waited for. */
+const taken = (s: State, now: number): [readonly [ReadonlySet<Uid> | null | undefined, State], State] => {
+  const ready = readyAt(s, now)
+  if (ready === undefined) return [[ready, s], s]
+  const retry = new Map([...s.retry].filter(([, at]) => at > now))
+  const left = { ...s, due: new Set<Uid>(), retry, full_at: ready === null ? Number.POSITIVE_INFINITY : s.full_at }
+  return [[ready, left], left]
 }
+
+const nextAt = (s: State): number =>
+  Math.min(s.full_at, s.flight.size > 0 ? s.poll_at : Number.POSITIVE_INFINITY, ...s.retry.values())
 
 const union = (set: ReadonlySet<Uid>, more: ReadonlyArray<Uid>): ReadonlySet<Uid> => new Set([...set, ...more])
 

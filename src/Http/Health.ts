@@ -3,7 +3,7 @@ import { Gate } from "../../reconciler/Gate.ts"
 import { Reconciler } from "../../reconciler/Reconciler.ts"
 import { Store } from "../../reconciler/Store.ts"
 import type * as Api from "../../schema/Api.ts"
-import type { Source } from "../../schema/Inventory.ts"
+import type { Inventory, Source } from "../../schema/Inventory.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import type { Answer } from "./Answer.ts"
 import { rfc3339 } from "./Answer.ts"
@@ -72,10 +72,10 @@ const sourceHealth = (source: Source<unknown>): string => {
   }
 }
 
-const nbdHealth = (
-  source: Source<{ readonly server: { readonly state: string; readonly problem: string | null } }>
-) => {
+/** No server is wrong only where there is something to serve: nbd-server refuses to start with no export (N16). */
+const nbdHealth = (source: Inventory["nbd"]): string => {
   if (source._tag === "Unread") return `unread: ${source.message}`
-  const { state, problem } = source.value.server
-  return state === "running" ? "healthy" : `${state}${problem === null ? "" : `: ${problem}`}`
+  const { server, sections } = source.value
+  if (server.state === "running" || (server.state === "absent" && sections.length === 0)) return "healthy"
+  return `${server.state}${server.problem === null ? "" : `: ${server.problem}`}`
 }

@@ -7,7 +7,7 @@ import * as Response from "./Response.ts"
 import { GIB, nextNumeric, putVolume, type State, strike, type Volume, type Work } from "./State.ts"
 
 type Params = Listing.Params
-type Refusal = Job.Refusal
+type Refusal = Precondition.Refusal
 
 /** What CloudStack answers: the inside of the envelope as JSON text, or a refusal. */
 export type Answer = string | Refusal

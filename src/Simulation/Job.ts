@@ -16,14 +16,7 @@ import {
   type Work
 } from "./State.ts"
 
-/** CloudStack's answer that something was not and will not be done. */
-export interface Refusal {
-  readonly code: number
-  /** Null where the answer has none: 401, and every job result. */
-  readonly cserrorcode: number | null
-  /** Null: `errortext` is missing, as after a null pointer. */
-  readonly text: string | null
-}
+type Refusal = Precondition.Refusal
 
 const failure = (code: number, text: string | null): Refusal => ({ code, cserrorcode: null, text })
 

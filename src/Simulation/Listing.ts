@@ -1,5 +1,5 @@
 import * as Fault from "./Fault.ts"
-import type { Refusal } from "./Job.ts"
+import type { Refusal } from "./Precondition.ts"
 import * as Random from "./Random.ts"
 import * as Response from "./Response.ts"
 import { type State, strike, type Volume, volumesAt } from "./State.ts"

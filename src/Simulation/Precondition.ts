@@ -1,5 +1,13 @@
-import type { Refusal } from "./Job.ts"
 import { GIB, type State, type Vm, type Volume, volumesOn, type Work } from "./State.ts"
+
+/** CloudStack's answer that something was not and will not be done. */
+export interface Refusal {
+  readonly code: number
+  /** Null where the answer has none: 401, and every job result. */
+  readonly cserrorcode: number | null
+  /** Null: `errortext` is missing, as after a null pointer. */
+  readonly text: string | null
+}
 
 const invalid = (text: string): Refusal => ({ code: 431, cserrorcode: null, text })
 const internal = (text: string | null): Refusal => ({ code: 530, cserrorcode: null, text })
