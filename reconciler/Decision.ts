@@ -100,12 +100,15 @@ const removal = (world: World, view: Merge.View): Decision => {
   return withdraw(c) ?? (c.row.vm_id === null ? detached(c) : (lingering(c) ?? depart(c, c.row.vm_id)))
 }
 
+/** Only a loss that is believed closes a removal: else a lost permission would leave the volume behind for ever (S9, S17). */
 const vanished = (world: World, view: Merge.View): Decision => {
   const doubt = unread(view, world)
   if (doubt !== null) return unmet("deletion", false, null, doubt)
-  return view.cloud === "absent" && view.declaration.binding.loss?.proven_at != null
-    ? removed
-    : unmet("deletion", false, null, missing(world, view))
+  const { loss } = view.declaration.binding
+  if (view.cloud !== "absent" || loss === null || loss.proven_at === null) {
+    return unmet("deletion", false, null, missing(world, view))
+  }
+  return loss.accepted && !world.suspect ? removed : unmet("deletion", false, null, suspicious)
 }
 
 /** On no VM: both witnesses must say so before the declaration is closed or the volume deleted (S6, S11). */

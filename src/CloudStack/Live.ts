@@ -30,7 +30,7 @@ export const layer = (
       const reads = yield* makeReads(Client.reader(transport), config.project_id)
       const mutate = yield* Client.mutator(transport, yield* Gate)
       return Context.make(CloudStackRead, reads).pipe(
-        Context.add(CloudStack, Mutations.make(mutate, reads, config.project_id))
+        Context.add(CloudStack, yield* Mutations.make(mutate, reads, config.project_id))
       )
     })
   )

@@ -4,7 +4,7 @@ import type { FreshRead, Intent } from "../../reconciler/Intent.ts"
 import type { Tag } from "../../schema/Action.ts"
 import * as Wire from "../../schema/CloudStack.ts"
 import { OutcomeUnknown, PreconditionLost } from "../../schema/Errors.ts"
-import type { VolumeId } from "../../schema/Ids.ts"
+import type { OfferingId, VolumeId } from "../../schema/Ids.ts"
 import type { CloudVolume } from "../../schema/Inventory.ts"
 import type { Mutate, MutatingCommand } from "./Client.ts"
 import type { Parameters } from "./Signature.ts"
@@ -14,16 +14,26 @@ const READ_AGE_MS = 1_000
 /** deleteTags is a job of its own; its end is looked for so often, this far apart (ms), before it counts as unknown. */
 const TAG_JOB_POLLS = 20
 const TAG_JOB_PAUSE_MS = 500
+/** An offering's kind never changes; new offerings come now and then. */
+const OFFERINGS_TTL = "1 hour"
 
 /**
  * The mutations of the port, each guarded a second time against what was read of the volume, whatever a planner thought
- * (S4, S5). `reads` is for tags alone, which take two calls.
+ * (S4, S5). `reads` is for tags, which take two calls, and for what an offering allows.
  */
-export const make = (
+export const make = Effect.fn("CloudStack.mutations")(function* (
   mutate: Mutate,
   reads: Context.Tag.Service<CloudStackRead>,
   projectId: string | null
-): Context.Tag.Service<CloudStack> => {
+) {
+  const [cached, forget] = yield* Effect.cachedInvalidateWithTTL(reads.offerings, OFFERINGS_TTL)
+  const offerings = Effect.tapError(cached, () => forget)
+  /** CloudStack refuses a size beside an offering that has one of its own. An offering we cannot read is sent as asked. */
+  const sizeOn = (offering: OfferingId, gib: number) =>
+    offerings.pipe(
+      Effect.map((all) => (all.find(({ id }) => id === offering)?.customized === false ? {} : { size: String(gib) })),
+      Effect.orElseSucceed(() => ({ size: String(gib) }))
+    )
   const queue = (command: MutatingCommand, id: VolumeId, parameters: Parameters, guard: Guard) =>
     Effect.map(
       mutate(command, parameters, guard, (body) => Wire.jobAnswer(command, body)),
@@ -41,7 +51,7 @@ export const make = (
         name: action.cloudstack_name,
         diskofferingid: action.disk_offering_id,
         zoneid: action.zone_id,
-        size: String(action.size_gib),
+        ...(yield* sizeOn(action.disk_offering_id, action.size_gib)),
         ...(projectId === null ? {} : { projectid: projectId })
       }
       const { answer, submitted_at, expires_at } = yield* mutate(
@@ -99,8 +109,8 @@ export const make = (
         cause._tag === "OutcomeUnknown" ? cause : halfDone(deleted, cause.message, cause)
       )
     })
-  }
-}
+  } satisfies Context.Tag.Service<CloudStack> as Context.Tag.Service<CloudStack>
+})
 
 type Queue = (
   command: MutatingCommand,

@@ -3,10 +3,12 @@ import { assert, describe, it } from "@effect/vitest"
 import { Clock, Effect, FastCheck as fc, Layer, Random, TestClock } from "effect"
 import { Reconciler } from "../../reconciler/Reconciler.ts"
 import { Store } from "../../reconciler/Store.ts"
-import type { Spec } from "../../schema/Declaration.ts"
-import { serialOf, type VolumeId } from "../../schema/Ids.ts"
+import { GIB, type Spec } from "../../schema/Declaration.ts"
+import { type OfferingId, serialOf, type VolumeId } from "../../schema/Ids.ts"
+import type { Limits } from "../../schema/Settings.ts"
 import type { Fault } from "../../src/Simulation/Fault.ts"
 import * as SimulatedNbd from "../../src/Simulation/Nbd.ts"
+import { FIXED_OFFERING_ID } from "../../src/Simulation/World.ts"
 import * as Cloud from "../support/Cloud.ts"
 
 const JOB = 2_000
@@ -92,6 +94,20 @@ const run = <A, E>(
     yield* TestClock.setTime(Cloud.START)
     yield* body.pipe(Effect.provide(Layer.fresh(Cloud.layer(lab))))
   }).pipe((effect) => Effect.suspend(() => Effect.withRandom(effect, Random.make(seed))))
+
+/** As `run`, with other limits than the defaults. */
+const runWithin = <A, E>(
+  lab: Cloud.Lab,
+  limits: Partial<Limits>,
+  body: Effect.Effect<A, E, Reconciler | Store | SqlClient.SqlClient>
+) =>
+  TestClock.setTime(Cloud.START).pipe(
+    Effect.andThen(body.pipe(Effect.provide(Layer.fresh(Cloud.layer(lab, ":memory:", limits))))),
+    Effect.withRandom(Random.make("limits"))
+  )
+
+const dataDisks = (lab: Cloud.Lab) =>
+  Effect.map(Clock.currentTimeMillis, (now) => lab.world.truth(now).volumes.filter((v) => v.type === "DATADISK").length)
 
 const converge = (lab: Cloud.Lab, volumesPerVm: number) =>
   Effect.gen(function* () {
@@ -215,6 +231,18 @@ describe("the whole loop on the in-memory world", () => {
     )
   })
 
+  it.effect("creates on an offering of one fixed size, which refuses to be told a size", () => {
+    const lab = Cloud.make()
+    return run(
+      lab,
+      Effect.gen(function* () {
+        yield* Cloud.declare("disk", { disk_offering_id: FIXED_OFFERING_ID as OfferingId, size: 20 * GIB })
+        yield* converge(lab, 1)
+        yield* sound(lab, 1)
+      })
+    )
+  })
+
   it.effect("acts on nothing while the gate is closed, and on everything once it opens", () => {
     const lab = Cloud.make()
     lab.hold.reason = "somebody is looking"
@@ -229,6 +257,73 @@ describe("the whole loop on the in-memory world", () => {
       })
     )
   })
+})
+
+describe("the budget for destruction", () => {
+  const removed = (now: number) => {
+    const at = new Date(now).toISOString()
+    return { policy: "delete", requested_at: at, by: "test", execute_after: at } as const
+  }
+
+  it.effect("holds what exceeds it until a person approves exactly that, and then carries it out (S6, S17)", () => {
+    const lab = Cloud.make()
+    return runWithin(
+      lab,
+      { destructive_per_hour: 2 },
+      Effect.gen(function* () {
+        const names = ["a", "b", "c", "d"]
+        for (const name of names) yield* Cloud.declare(name, { attached_to: "none", export_wanted: false })
+        yield* converge(lab, 4)
+        for (const name of names) yield* Cloud.declare(name, {}, removed(yield* Clock.currentTimeMillis))
+        yield* Cloud.pass(180_000, 1_000)
+        assert.strictEqual(yield* dataDisks(lab), 2)
+
+        const reconciler = yield* Reconciler
+        const { plan } = yield* reconciler.plan(null)
+        assert.deepStrictEqual(
+          plan.held.map((one) => one.action),
+          ["delete", "delete"]
+        )
+        const now = yield* Clock.currentTimeMillis
+        const store = yield* Store
+        yield* store.approve(
+          plan.held.map((one) => ({ ...one, digest: plan.digest ?? "", expires_at: now + 3_600_000 }))
+        )
+        yield* reconciler.poke(plan.held.map((one) => one.uid))
+        yield* Cloud.pass(180_000, 1_000)
+        assert.strictEqual(yield* dataDisks(lab), 0)
+        assert.deepStrictEqual(yield* store.declarations, [])
+        yield* sound(lab, 0)
+      })
+    )
+  })
+
+  it.effect(
+    "stops creating and destroying when too much is missing at once, and goes on when it is back (S17, O5)",
+    () => {
+      const lab = Cloud.make()
+      return run(
+        lab,
+        Effect.gen(function* () {
+          for (const name of ["a", "b", "c", "d"])
+            yield* Cloud.declare(name, { attached_to: "none", export_wanted: false })
+          yield* converge(lab, 4)
+          // Another account's keys, or a lost permission: the account sees its own appliance and none of its volumes.
+          lab.world.setFaults([{ kind: "empty_list", command: "listVolumes" }], yield* Clock.currentTimeMillis)
+          const before = yield* mutationsOf(lab)
+          yield* Cloud.declare("a", {}, removed(yield* Clock.currentTimeMillis))
+          yield* Cloud.declare("e", { attached_to: "none", export_wanted: false })
+          yield* Cloud.pass(300_000, 1_000)
+          assert.strictEqual(yield* mutationsOf(lab), before)
+          lab.world.setFaults([], yield* Clock.currentTimeMillis)
+          yield* Cloud.pass(300_000, 1_000)
+          assert.isNull(yield* Cloud.declaration("a"))
+          yield* converge(lab, 4)
+          yield* sound(lab, 4)
+        })
+      )
+    }
+  )
 })
 
 describe("one fault at a time", () => {
