@@ -316,8 +316,10 @@ describe("Removing a declaration", () => {
       disk({ binding: { ...bound, ...binding }, deletion: Worlds.deletion("delete") })
     const gone = Worlds.inventory({ cloud: Worlds.cloud({ absent: [id] }) })
     assert.strictEqual(outcome(itemFor(deleting({}), gone)), "VolumeMissing")
-    const loss = { first_absent_at: 1, proven_at: 2, accepted: false }
+    const loss = { first_absent_at: 1, proven_at: 2, accepted: true }
     assert.isTrue(itemFor(deleting({ loss }), gone).removal_done)
+    // Proven while too much was missing: a lost permission looks the same, and would leave the volume behind (S17).
+    assert.strictEqual(outcome(itemFor(deleting({ loss: { ...loss, accepted: false } }), gone)), "ObservationSuspect")
     assert.isTrue(itemFor(deleting({ volume_id: null }), gone).removal_done)
   })
 })
