@@ -1,4 +1,4 @@
-import { Cause, Clock, Effect, Either, Exit, Ref, type Scope } from "effect"
+import { Cause, Clock, Effect, Either, Exit, Option, Ref, Schedule, type Scope } from "effect"
 import type * as Actions from "../schema/Action.ts"
 import type { CloudStackRefused, OutcomeUnknown, StoreUnavailable } from "../schema/Errors.ts"
 import { GateClosed, PreconditionLost } from "../schema/Errors.ts"
@@ -14,8 +14,20 @@ import type { Wake } from "./Wake.ts"
 /** A read by id may be this old when the call leaves (S4 allows a second; the call itself needs some of it), ms. */
 const FRESH_MS = 700
 
-/** Calls that wait for CloudStack's answer at one time. */
-const CALLS = 8
+/**
+ * Calls that wait for CloudStack's answer at one time: as many as the client has connections for (8, one of them kept for
+ * reads), so that a call waits for its turn here, before it is checked for the last time, and not after.
+ */
+const CALLS = 7
+
+/** An answer that cannot be written down is tried again so often, ms. */
+const RECORD_PAUSE_MS = 1_000
+
+/**
+ * And for so long, ms, while which the operation is not judged: its request has expired by then, so that a row which says
+ * less than it should cannot make an effect that may still come look impossible.
+ */
+const RECORD_MS = EXPIRY_MS + 10_000
 
 /** A load replaces a process and waits for it; past this the pass goes on and observes, ms. */
 const LOAD_TIMEOUT = "25 seconds"
@@ -73,6 +85,28 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
       Effect.catchTag("PreconditionLost", (error) => Effect.logDebug("the operation has ended already", error.message))
     )
 
+  /** A call's own outcome, kept until the database takes it, for nothing else tells when the call was sent. */
+  const answered = (id: OperationId, change: Advance) =>
+    advance(id, change).pipe(
+      Effect.retry({ schedule: Schedule.spaced(RECORD_PAUSE_MS).pipe(Schedule.upTo(RECORD_MS)) })
+    )
+
+  /** The wait for a turn may have been long: what was wished since then counts (S15). */
+  const stillWished = ({ generation, name, uid }: CloudAction) =>
+    store.declaration(name).pipe(
+      Effect.flatMap(
+        Option.match({
+          onNone: () => Effect.fail(new PreconditionLost({ detail: `the declaration ${name} is gone` })),
+          onSome: (found) =>
+            found.uid === uid && found.generation === generation
+              ? Effect.void
+              : Effect.fail(
+                  new PreconditionLost({ detail: `planned for generation ${generation}, not ${found.generation}` })
+                )
+        })
+      )
+    )
+
   const send = (intent: Intent<CloudAction["_tag"]>, fresh: FreshRead | null) => {
     const action = intent.action
     switch (action._tag) {
@@ -90,7 +124,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
   }
 
   const accepted = (intent: Intent<CloudAction["_tag"]>, answer: Accepted) =>
-    advance(intent.operation_id, {
+    answered(intent.operation_id, {
       phase: "accepted",
       status: "executing",
       job_id: answer.job_id,
@@ -116,7 +150,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
   const unknown = (intent: Intent<CloudAction["_tag"]>, submittedAt: number, error: OutcomeUnknown) =>
     Effect.logWarning("outcome unknown; observing", error.message).pipe(
       Effect.andThen(
-        advance(intent.operation_id, {
+        answered(intent.operation_id, {
           phase: "submitted",
           status: "executing",
           submitted_at: submittedAt,
@@ -132,13 +166,16 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
       const submittedAt = yield* Clock.currentTimeMillis
       const outcome = yield* send(intent, fresh).pipe(
         Effect.either,
+        // It may have waited for a connection first, so it was signed at this moment at the latest.
         Effect.onInterrupt(() =>
-          advance(intent.operation_id, {
-            phase: "submitted",
-            status: "executing",
-            submitted_at: submittedAt,
-            expires_at: submittedAt + EXPIRY_MS
-          }).pipe(Effect.ignoreLogged)
+          Effect.flatMap(Clock.currentTimeMillis, (now) =>
+            advance(intent.operation_id, {
+              phase: "submitted",
+              status: "executing",
+              submitted_at: submittedAt,
+              expires_at: now + EXPIRY_MS
+            })
+          ).pipe(Effect.ignoreLogged)
         )
       )
       if (Either.isRight(outcome)) yield* accepted(intent, outcome.right)
@@ -190,13 +227,13 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
       const intent = yield* intend(action)
       if (intent === null) return
       yield* begin(intent.operation_id)
-      const run = younger(action, fresh).pipe(
+      const run = Effect.andThen(younger(action, fresh), (read) => Effect.as(stillWished(action), read)).pipe(
         Effect.matchCauseEffect({
           onFailure: (cause) =>
             refused(
               intent,
               new PreconditionLost({
-                detail: `the volume could not be read right before the call: ${Cause.pretty(cause)}`
+                detail: `not fit to be sent right before the call: ${Cause.pretty(cause)}`
               })
             ).pipe(Effect.ignoreLogged, Effect.ensuring(end(intent.operation_id))),
           onSuccess: (volume) => call(intent, volume)
@@ -209,6 +246,11 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
     const intents = (yield* Effect.forEach(actions, intend)).filter((intent) => intent !== null)
     if (intents.length === 0) return
     yield* Effect.forEach(intents, (intent) => begin(intent.operation_id))
+    yield* loadAll(intents).pipe(Effect.ensuring(Effect.forEach(intents, (intent) => end(intent.operation_id))))
+    yield* wake.answered
+  })
+
+  const loadAll = Effect.fn(function* (intents: ReadonlyArray<Intent<NbdAction["_tag"]>>) {
     const submittedAt = yield* Clock.currentTimeMillis
     const exit = yield* nbd
       .load({ set: intents.flatMap((i) => wanted(i.action)), drop: intents.flatMap((i) => dropped(i.action)) })
@@ -223,7 +265,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
       intents,
       (intent) => {
         const error = Exit.isSuccess(exit) ? null : Cause.squash(exit.cause)
-        if (error instanceof GateClosed) return refused(intent, error).pipe(Effect.ensuring(end(intent.operation_id)))
+        if (error instanceof GateClosed) return refused(intent, error)
         // A load that failed may have been half done; what is served is observed either way.
         const message = error instanceof Error ? error.message : error === null ? null : String(error)
         return advance(intent.operation_id, {
@@ -231,12 +273,11 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
           status: "executing",
           submitted_at: submittedAt,
           ...(message === null ? {} : { error: message })
-        }).pipe(Effect.ensuring(end(intent.operation_id)))
+        })
       },
       { discard: true }
     )
     if (Exit.isFailure(exit)) yield* Effect.logWarning("the NBD load failed", exit.cause)
-    yield* wake.answered
   })
 
   const start: Execute["start"] = Effect.fn("Execute.start")(function* (actions, inventory) {

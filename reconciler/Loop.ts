@@ -1,4 +1,4 @@
-import { Cause, Clock, Duration, Effect, Layer, PubSub, Ref, Stream } from "effect"
+import { type Cause, Clock, Duration, Effect, Fiber, Layer, PubSub, Ref, Stream } from "effect"
 import type { Plan, PlanItem } from "../schema/Action.ts"
 import type { Condition, Status } from "../schema/Condition.ts"
 import { type Declaration, isLiving } from "../schema/Declaration.ts"
@@ -35,8 +35,9 @@ const JOBS_A_PASS = 16
 
 const HOUR_MS = 3_600_000
 
-/** After a pass that broke, ms: not hot, and soon enough that nobody waits for a minute (L5). */
-const AFTER_DEFECT = Duration.seconds(1)
+/** After a pass that broke, ms: doubling, so not hot (S22), up to so much that nobody waits for a minute (L5). */
+const AFTER_DEFECT_MS = 1_000
+const AFTER_DEFECTS_MS = 15_000
 
 export const layer = (
   options: Options
@@ -144,9 +145,10 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     const first = operations.map(
       (operation) => [operation, Settle.judge(operation, evidence(operation, null))] as const
     )
-    const jobs = yield* jobsOf(
-      first.filter(([, verdict]) => verdict._tag === "Uncertain").map(([operation]) => operation)
-    )
+    const asking = (tag: Settle.Verdict["_tag"]) =>
+      first.flatMap(([operation, verdict]) => (verdict._tag === tag && operation.job_id !== null ? [operation] : []))
+    // One that asks for a person may owe that to an outage alone: its job is asked for as well, after the others (L4).
+    const jobs = yield* jobsOf([...asking("Uncertain"), ...asking("NeedsOperator")])
     let ended = 0
     for (const [operation] of first) {
       // Judged again one by one: two creates that lost their answers must not find the same volume in one pass (S10).
@@ -207,10 +209,11 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   /** Learn, plan, check and act on one observation. */
   const pass = Effect.fn("Loop.pass")(function* (only: ReadonlySet<Uid> | null) {
     const began = yield* Clock.currentTimeMillis
+    // Asked for first: a call that ends while rows and world are read was not sent yet when they were, or may not have been.
+    const running = yield* execute.running
     const declarations = yield* living
     const operations = yield* store.unresolved
     const inventory = yield* observe(only, declarations, operations)
-    const running = yield* execute.running
     const judged = operations.filter((o) => !running.has(o.id) && (only === null || only.has(o.uid)))
     const ended = yield* settle(judged, declarations, inventory)
 
@@ -232,8 +235,9 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     for (const item of plan.items) if (item.removal_done && !stopped.has(item.uid)) yield* store.finishRemoval(item.uid)
     yield* execute.start(actions, inventory)
 
+    const busy = new Set(unresolved.map((operation) => operation.uid))
     yield* Effect.forEach(
-      plan.items.filter((i) => i.settled),
+      plan.items.filter((i) => i.settled && i.next === null && !busy.has(i.uid)),
       (item) => wake.stable(item.uid),
       { discard: true }
     )
@@ -311,18 +315,30 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
 
   const guarded = (only: ReadonlySet<Uid> | null) => onePass.withPermits(1)(pass(only))
 
+  /** Whoever asks may go away: then the wait for a turn ends, and a pass that has begun goes on in the loop's scope. */
+  const sync = Effect.uninterruptibleMask((restore) =>
+    restore(onePass.take(1)).pipe(
+      Effect.andThen(Effect.interruptible(pass(null)).pipe(Effect.ensuring(onePass.release(1)), Effect.forkIn(scope))),
+      Effect.flatMap((running) => restore(Fiber.join(running)))
+    )
+  )
+
+  const broken = yield* Ref.make(0)
+
+  const again = Effect.fn(function* (cause: Cause.Cause<unknown>) {
+    yield* Effect.logError("a pass broke; trying again", cause)
+    const times = yield* Ref.getAndUpdate(broken, (n) => n + 1)
+    yield* Effect.sleep(Math.min(AFTER_DEFECTS_MS, AFTER_DEFECT_MS * 2 ** Math.min(times, 10)))
+    yield* wake.pokeAll
+  })
+
   const loop = wake.next.pipe(
     Effect.flatMap((only) =>
       guarded(only).pipe(
         Effect.tap((summary) => Effect.logDebug("pass", summary)),
-        Effect.catchAllCause((cause) =>
-          Cause.isInterruptedOnly(cause)
-            ? Effect.failCause(cause)
-            : Effect.logError("a pass broke; trying again", cause).pipe(
-                Effect.andThen(Effect.sleep(AFTER_DEFECT)),
-                Effect.andThen(wake.pokeAll)
-              )
-        )
+        Effect.tap(Ref.set(broken, 0)),
+        // An interruption of the loop itself passes by here; one from inside a pass is a defect like any other.
+        Effect.catchAllCause(again)
       )
     ),
     Effect.forever
@@ -368,7 +384,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     }),
     view: Ref.get(view),
     status: statusOf,
-    sync: guarded(null),
+    sync,
     poke: wake.poke,
     changes: Stream.fromPubSub(changed)
   } satisfies Reconciler["Type"] as Reconciler["Type"]

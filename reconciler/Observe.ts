@@ -1,4 +1,4 @@
-import { Clock, Effect } from "effect"
+import { Cause, Clock, Effect } from "effect"
 import type { Declaration } from "../schema/Declaration.ts"
 import type { CloudStackUnavailable } from "../schema/Errors.ts"
 import { exportNameOf, type Uid, type VmId, type VolumeId } from "../schema/Ids.ts"
@@ -85,11 +85,22 @@ const observeCloud = Effect.fn("Observe.cloud")(function* (scope: Scope) {
     Effect.timeoutFail({ duration: CLOUD_TIMEOUT, onTimeout: () => "CloudStack did not answer in time" }),
     Effect.match({
       onFailure: (error): Source<CloudReading> =>
-        typeof error === "string" ? unread(startedAt, "timeout", error) : unread(startedAt, error.kind, error.message),
+        typeof error === "string"
+          ? unread(startedAt, "timeout", error)
+          : unread(startedAt, error.kind, `${error.command}: ${error.detail}`),
       onSuccess: (source) => source
-    })
+    }),
+    orBroken(startedAt)
   )
 })
+
+/** A bug in one port must not stop what needs the others (P5, S19). */
+const orBroken =
+  (startedAt: number) =>
+  <A, R>(observed: Effect.Effect<Source<A>, never, R>): Effect.Effect<Source<A>, never, R> =>
+    Effect.catchAllCause(observed, (cause) =>
+      Effect.as(Effect.logError("a source could not be read", cause), unread(startedAt, "defect", Cause.pretty(cause)))
+    )
 
 interface Read {
   readonly scope: "all" | "some"
@@ -193,9 +204,10 @@ const observeGuest = Effect.gen(function* () {
     Effect.timeoutFail({ duration: LOCAL_TIMEOUT, onTimeout: () => "the scan of the disks did not end" }),
     Effect.catchAll((error) =>
       Effect.succeed<Source<GuestReading>>(
-        typeof error === "string" ? unread(startedAt, "timeout", error) : unread(startedAt, error._tag, error.message)
+        typeof error === "string" ? unread(startedAt, "timeout", error) : unread(startedAt, error._tag, error.detail)
       )
-    )
+    ),
+    orBroken(startedAt)
   )
 })
 
@@ -210,9 +222,10 @@ const observeNbd = Effect.fn("Observe.nbd")(function* (scope: Scope) {
     }),
     Effect.catchAll((error) =>
       Effect.succeed<Source<NbdReading>>(
-        typeof error === "string" ? unread(startedAt, "timeout", error) : unread(startedAt, error._tag, error.message)
+        typeof error === "string" ? unread(startedAt, "timeout", error) : unread(startedAt, error._tag, error.detail)
       )
-    )
+    ),
+    orBroken(startedAt)
   )
 })
 

@@ -77,15 +77,24 @@ export const judge = (operation: Operation, evidence: Evidence): Verdict =>
     onSome: (action) => overdue(operation, evidence, byKind(operation, action, evidence))
   })
 
-/** No limbo (L4): what no evidence has decided within the limit asks for a person, and stops asking when some does. */
+/**
+ * No limbo (L4): what no evidence has decided within the limit asks for a person, and stops asking when some does. The
+ * words are the same in every pass, or each would be written down anew.
+ */
 const overdue = (operation: Operation, evidence: Evidence, verdict: Verdict): Verdict => {
   if (verdict._tag !== "Pending" && verdict._tag !== "Uncertain") return verdict
   const age = evidence.now - Date.parse(operation.created_at)
   if (age < evidence.limits.limbo_ms) return verdict
   return {
     _tag: "NeedsOperator",
-    error: `${operation.type} is undecided for ${Math.round(age / 60_000)} min: ${verdict.note}`
+    error: `${operation.type} is undecided since ${operation.created_at}: ${verdict.note}`
   }
+}
+
+/** Since when (ms) the operation's row says this, whether or not it asks for a person; null when it does not. */
+const notedSince = (operation: Operation, note: string): number | null => {
+  const doubted = operation.phase === "uncertain" || operation.phase === "needs_operator"
+  return doubted && operation.error?.endsWith(note) === true ? Date.parse(operation.updated_at) : null
 }
 
 const byKind = (operation: Operation, action: Actions.Action, evidence: Evidence): Verdict => {
@@ -215,7 +224,11 @@ const attach = (operation: Operation, action: Actions.Attach, evidence: Evidence
   if (row === null) return absentTarget(operation, action.volume_id, cloud.value, cloud.started_at, evidence)
   if (row.job_id !== null) return pending("CloudStack is attaching")
   if (row.vm_id === action.vm_id) return attached(operation, action, evidence)
-  if (row.vm_id !== null) return notDone(`volume ${row.id} is on VM ${row.vm_id} instead`)
+  // Even so our request may still be on its way, to be accepted when the volume is free again (S2).
+  if (row.vm_id !== null) {
+    const instead = `attached, but to VM ${row.vm_id} instead`
+    return missingEffect(operation, cloud.started_at, evidence, instead)
+  }
   if (action.on_appliance && deviceOf(evidence.inventory, row.id).length > 0) {
     return uncertain("CloudStack says detached while the guest has the disk")
   }
@@ -241,7 +254,13 @@ const attached = (operation: Operation, action: Actions.Attach, evidence: Eviden
       binding
     )
   }
-  const waited = evidence.now - (operation.submitted_at ?? Date.parse(operation.created_at))
+  // Counted from when CloudStack was first seen to say attached: the job itself may have waited for long.
+  const { declaration, now } = evidence
+  const since =
+    declaration === null
+      ? (operation.submitted_at ?? Date.parse(operation.created_at))
+      : (declaration.binding.device_awaited_since ?? now)
+  const waited = now - since
   return waited > evidence.limits.device_timeout_ms
     ? notDone(
         `CloudStack attached it, but no disk with serial ${serialOf(action.volume_id)} came up within ${Math.round(waited / 1000)} s`,
@@ -283,10 +302,11 @@ const missingEffect = (operation: Operation, startedAt: number, evidence: Eviden
   const said =
     job.text ?? (job.status === "unknown" ? "CloudStack no longer knows the job" : "CloudStack gave no reason")
   if (job.status === "failed" && job.code !== null && definite(job.code)) return notDone(`CloudStack: ${said}`)
-  const since = operation.phase === "uncertain" ? Date.parse(operation.updated_at) : evidence.now
-  return startedAt >= since + QUARANTINE_MS
+  const note = `the job ${job.status} (${said}); watching whether it takes effect all the same`
+  const since = operation.phase === "uncertain" ? Date.parse(operation.updated_at) : notedSince(operation, note)
+  return startedAt >= (since ?? evidence.now) + QUARANTINE_MS
     ? notDone(`CloudStack's job ${job.status}: ${said}`)
-    : uncertain(`the job ${job.status} (${said}); watching whether it takes effect all the same`)
+    : uncertain(note)
 }
 
 /** Job results that come from checks made before any work (reference: everything else becomes 530). */
@@ -311,9 +331,8 @@ const remove = (operation: Operation, action: Actions.Delete, evidence: Evidence
   if (cloud === null) return pending("waiting for a reading of CloudStack that began after the call")
   const { absent, unresolved } = cloud.value
   if (absent.includes(action.volume_id) || unresolved.includes(action.volume_id)) {
-    return operation.phase === "uncertain" &&
-      operation.error === GONE_ONCE &&
-      cloud.started_at > Date.parse(operation.updated_at)
+    const since = notedSince(operation, GONE_ONCE)
+    return since !== null && cloud.started_at > since
       ? settled({ volume_id: action.volume_id, message: "deleted" }, learned(evidence, action))
       : uncertain(GONE_ONCE)
   }

@@ -364,6 +364,13 @@ describe("one fault at a time", () => {
     { kind: "empty_list", times: 5 },
     { kind: "http_5xx", command: "listVolumes", times: 8 },
     { kind: "html", command: "listVolumes", times: 8 },
+    { kind: "throttled", command: "listVolumes", times: 5 },
+    { kind: "stale_list", age_ms: 5_000, times: 5 },
+    { kind: "slow_answer", command: "listVolumes", ms: 600, times: 40 },
+    { kind: "clock_skew", ms: 120_000 },
+    { kind: "clock_skew", ms: -120_000 },
+    { kind: "size_rounded_up", times: 2 },
+    { kind: "straggler_detach", delay_ms: 1_000, times: 1 },
     { kind: "device_delay", ms: 20_000, times: 1 },
     { kind: "guest_unread", times: 10 },
     { kind: "detach_timeout", completes_after_ms: 8_000, times: 1 }
@@ -381,7 +388,8 @@ describe("one fault at a time", () => {
       return run(
         lab,
         Effect.gen(function* () {
-          const before = fault.command === "detachVolume" || fault.kind === "detach_timeout"
+          const before =
+            fault.command === "detachVolume" || fault.kind === "detach_timeout" || fault.kind === "straggler_detach"
           if (!before) lab.world.setFaults([fault], Cloud.START)
           yield* Cloud.declare("disk")
           yield* Cloud.declare("other")

@@ -268,6 +268,7 @@ describe("the loop outlives", () => {
 })
 
 describe("an operation past the limbo limit", () => {
+  const slowly = { poll_ms: 10_000, resync_busy_ms: 60_000 }
   const outage = { kind: "http_5xx", command: "listVolumes" } as const
 
   it.effect("goes on by itself when the outage is over and its job had failed (L4)", () => {
@@ -284,11 +285,13 @@ describe("an operation past the limbo limit", () => {
         assert.isAtLeast(yield* Cloud.until(attaching, 60_000), 0)
         const faults = lab.world.faults().map(({ fault }) => fault)
         lab.world.setFaults([...faults, outage], yield* Clock.currentTimeMillis)
-        yield* Cloud.pass(limits.limbo_ms + 60_000, 5_000)
+        yield* Cloud.pass(limits.limbo_ms + 60_000, 10_000)
         assert.strictEqual((yield* store.unresolved)[0]?.phase, "needs_operator")
         lab.world.setFaults([], yield* Clock.currentTimeMillis)
         yield* converged(180_000)
-      })
+      }),
+      alike,
+      slowly
     )
   })
 
@@ -307,13 +310,15 @@ describe("an operation past the limbo limit", () => {
         )
         assert.isAtLeast(yield* Cloud.until(deleting, 30_000, 20), 0)
         lab.world.setFaults([outage], yield* Clock.currentTimeMillis)
-        yield* Cloud.pass(limits.limbo_ms + 60_000, 5_000)
+        yield* Cloud.pass(limits.limbo_ms + 60_000, 10_000)
         assert.strictEqual((yield* store.unresolved)[0]?.phase, "needs_operator")
         lab.world.setFaults([], yield* Clock.currentTimeMillis)
         yield* Cloud.pass(180_000, 1_000)
         assert.deepStrictEqual(yield* store.unresolved, [])
         assert.isNull(yield* Cloud.declaration("disk"))
-      })
+      }),
+      alike,
+      slowly
     )
   })
 
@@ -326,12 +331,14 @@ describe("an operation past the limbo limit", () => {
         const writes = Effect.map(sql<{ readonly n: number }>`SELECT total_changes() AS n`, ([row]) => row?.n ?? -1)
         lab.world.setFaults([{ kind: "slow_job", command: "attachVolume", ms: 86_400_000 }], Cloud.START)
         yield* Cloud.declare("disk")
-        yield* Cloud.pass(limits.limbo_ms + 120_000, 5_000)
+        yield* Cloud.pass(limits.limbo_ms + 120_000, 10_000)
         assert.strictEqual((yield* (yield* Store).unresolved)[0]?.phase, "needs_operator")
         const before = yield* writes
-        yield* Cloud.pass(600_000, 5_000)
+        yield* Cloud.pass(600_000, 10_000)
         assert.strictEqual(yield* writes, before)
-      })
+      }),
+      alike,
+      slowly
     )
   })
 })

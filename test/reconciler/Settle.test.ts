@@ -236,7 +236,10 @@ describe("an attach", () => {
   it("waits for the disk, and fails with what it knows when none comes up (D8)", () => {
     const inventory = (after: number) => world(after, { cloud: cloud({ volumes: [row({ vm_id: appliance })] }) })
     assert.strictEqual(judge(operation(attach), inventory(2_000))._tag, "Pending")
-    const late = judge(operation(attach), inventory(limits.device_timeout_ms + 2_000))
+    const binding = { ...declaration.binding, device_awaited_since: T0 + 1_000 }
+    const late = judge(operation(attach), inventory(limits.device_timeout_ms + 2_000), {
+      declaration: { ...declaration, binding }
+    })
     assert.strictEqual(late._tag, "NotDone")
     if (late._tag === "NotDone") assert.deepStrictEqual(late.binding?.attachment?.vm_id, appliance)
   })
