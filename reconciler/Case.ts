@@ -111,22 +111,6 @@ export const vmText = (world: World, vm: VmId) => {
   return name === undefined ? `VM ${vm}` : `VM ${vm} (${name})`
 }
 
-export const isCloudAction = (action: Action): boolean => {
-  switch (action._tag) {
-    case "Create":
-    case "Attach":
-    case "Detach":
-    case "Tag":
-    case "Delete":
-      return true
-    case "Adopt":
-    case "Export":
-    case "Unexport":
-    case "MigratePath":
-      return false
-  }
-}
-
 /** Why CloudStack's row forbids any action now, or null. */
 export const frozen = (row: CloudVolume, step: Action | null): Blocked | null => {
   if (row.job_id !== null) {

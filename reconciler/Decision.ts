@@ -1,4 +1,4 @@
-import type { Action, Blocked, Reason } from "../schema/Action.ts"
+import { type Action, type Blocked, type Reason, isCloudAction } from "../schema/Action.ts"
 import { depart, detachedUnwitnessed, lingering, place } from "./Attachment.ts"
 import type { Case, Decision, World } from "./Case.ts"
 import {
@@ -8,7 +8,6 @@ import {
   claimed,
   frozen,
   incomplete,
-  isCloudAction,
   missing,
   removed,
   settled,

@@ -1,5 +1,5 @@
 import { Cause, Clock, Effect, Either, Exit, Option, Ref, Schedule, type Scope } from "effect"
-import type * as Actions from "../schema/Action.ts"
+import * as Actions from "../schema/Action.ts"
 import type { CloudStackRefused, OutcomeUnknown, StoreUnavailable } from "../schema/Errors.ts"
 import { GateClosed, PreconditionLost } from "../schema/Errors.ts"
 import type { OperationId, Uid, VolumeId } from "../schema/Ids.ts"
@@ -33,7 +33,7 @@ const RECORD_MS = EXPIRY_MS + 10_000
 const LOAD_TIMEOUT = "25 seconds"
 
 type NbdAction = Actions.Export | Actions.Unexport | Actions.MigratePath
-type CloudAction = Actions.Create | Actions.Attach | Actions.Detach | Actions.Tag | Actions.Delete
+type CloudAction = Actions.CloudAction
 
 /** An action whose intent is durable. */
 interface Begun {
@@ -281,7 +281,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
   })
 
   const start: Execute["start"] = Effect.fn("Execute.start")(function* (actions, inventory) {
-    const cloud = actions.filter((a): a is CloudAction => isCloud(a))
+    const cloud = actions.filter(Actions.isCloudAction)
     const local = actions.filter(
       (a): a is NbdAction => a._tag === "Export" || a._tag === "Unexport" || a._tag === "MigratePath"
     )
@@ -298,22 +298,6 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
 
   return { running: Ref.get(running), newest: Ref.get(newest), start } satisfies Execute as Execute
 })
-
-const isCloud = (action: Actions.Action): action is CloudAction => {
-  switch (action._tag) {
-    case "Create":
-    case "Attach":
-    case "Detach":
-    case "Tag":
-    case "Delete":
-      return true
-    case "Adopt":
-    case "Export":
-    case "Unexport":
-    case "MigratePath":
-      return false
-  }
-}
 
 const withRead = <A>(
   fresh: FreshRead | null,

@@ -4,9 +4,6 @@ import type { CloudVolume } from "../schema/Inventory.ts"
 
 declare const durable: unique symbol
 
-/** Kinds of action that CloudStack is called for. */
-export type CloudKind = "Create" | "Attach" | "Detach" | "Tag" | "Delete"
-
 /**
  * The capability to change something: proof that a durable row names this very action (S8). Only `Store.intend` gives
  * one out, and every mutating method of a port asks for the one of its kind.

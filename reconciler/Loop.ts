@@ -178,12 +178,12 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
         if (operation.phase === "uncertain" && (operation.type !== "delete" || operation.error === verdict.note))
           return false
         yield* store.advance(id, { phase: "uncertain", status: "executing", error: verdict.note })
-        yield* Effect.logInfo("observing", verdict.note)
+        yield* Effect.logInfo("observing").pipe(Effect.annotateLogs({ because: verdict.note }))
         return false
       case "NeedsOperator":
         if (operation.phase === "needs_operator" && operation.error === verdict.error) return false
         yield* store.advance(id, { phase: "needs_operator", status: "executing", error: verdict.error })
-        yield* Effect.logWarning("a person is needed", verdict.error)
+        yield* Effect.logWarning("a person is needed").pipe(Effect.annotateLogs({ because: verdict.error }))
         return false
       case "Settled": {
         const volume = verdict.response["volume_id"]
@@ -193,13 +193,13 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
           typeof volume === "string" ? { ...advance, volume_id: volume } : advance,
           learned(verdict.binding)
         )
-        yield* Effect.logInfo("done", verdict.response["message"])
+        yield* Effect.logInfo("done").pipe(Effect.annotateLogs({ outcome: verdict.response["message"] }))
         return true
       }
       case "NotDone":
         yield* store.settle(id, { phase: "settled", status: "failed", error: verdict.error }, learned(verdict.binding))
         yield* wake.failed(uid, verdict.error)
-        yield* Effect.logWarning("not done", verdict.error)
+        yield* Effect.logWarning("not done").pipe(Effect.annotateLogs({ because: verdict.error }))
         return true
     }
   })
@@ -303,7 +303,9 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
         return next
       })
     }
-    yield* store.saveDeviceMappings(Views.mappings(statuses, options.appliance_vm_id))
+    // What could not be read is not gone: its rows stay until somebody sees (S17).
+    const seen = inventory.cloud._tag === "Known" && inventory.cloud.complete && inventory.guest._tag === "Known"
+    if (seen) yield* store.saveDeviceMappings(Views.mappings(statuses, options.appliance_vm_id))
     yield* Ref.set(view, {
       inventory: only === null || before.inventory === null ? inventory : Views.overlay(before.inventory, inventory),
       plan: only === null || before.plan === null ? plan : Views.overlayPlan(before.plan, plan, declarations),

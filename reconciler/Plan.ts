@@ -1,4 +1,4 @@
-import type { Action, Blocked, Held, Plan, PlanItem } from "../schema/Action.ts"
+import { type Action, type Blocked, type Held, type Plan, type PlanItem, isCloudAction } from "../schema/Action.ts"
 import type { Declaration } from "../schema/Declaration.ts"
 import type { Uid, VmId, VolumeId } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
@@ -316,7 +316,7 @@ const rank = (action: Action) =>
 const queue = (input: Input, world: Case.World, items: Array<PlanItem>): void => {
   const movers: Array<{ readonly index: number; readonly action: Action }> = []
   items.forEach((item, index) => {
-    if (item.next !== null && Case.isCloudAction(item.next)) movers.push({ index, action: item.next })
+    if (item.next !== null && isCloudAction(item.next)) movers.push({ index, action: item.next })
   })
   if (movers.length === 0) return
   movers.sort((a, b) => rank(a.action) - rank(b.action) || a.index - b.index)

@@ -142,10 +142,15 @@ const create = (operation: Operation, action: Actions.Create, evidence: Evidence
     const row = rowOf(cloud.value, id)
     if (row !== null)
       return row.job_id !== null ? pending("the volume is being created") : created(id, action, evidence, "created")
-    const gone = cloud.value.absent.includes(id) || cloud.value.unresolved.includes(id)
-    return gone && afterExpiry(operation, cloud.started_at, evidence)
+    if (!cloud.value.absent.includes(id) && !cloud.value.unresolved.includes(id)) {
+      return pending("waiting for the volume to be listed")
+    }
+    // Believed as late as any other loss (S17): a wrong "gone" would make a second volume (S10).
+    const note = `CloudStack gave volume ${id} and does not show it; reading again`
+    const since = notedSince(operation, note)
+    return since !== null && cloud.started_at >= since + evidence.limits.loss_confirmation_ms
       ? notDone(`CloudStack gave volume ${id} and no longer has it`)
-      : pending("waiting for the volume to be listed")
+      : uncertain(note)
   }
   return lookUp(operation, action, evidence)
 }

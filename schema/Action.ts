@@ -94,6 +94,25 @@ export type Detach = typeof Detach.Type
 export type Tag = typeof Tag.Type
 export type Delete = typeof Delete.Type
 
+/** The actions that CloudStack is called for. */
+export type CloudAction = Create | Attach | Detach | Tag | Delete
+
+export const isCloudAction = (action: Action): action is CloudAction => {
+  switch (action._tag) {
+    case "Create":
+    case "Attach":
+    case "Detach":
+    case "Tag":
+    case "Delete":
+      return true
+    case "Adopt":
+    case "Export":
+    case "Unexport":
+    case "MigratePath":
+      return false
+  }
+}
+
 /** The tag that carries a declaration's uid in CloudStack. */
 export const UID_TAG = "volumed-uid"
 

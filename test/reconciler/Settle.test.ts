@@ -364,6 +364,21 @@ describe("a create", () => {
     if (verdict._tag === "Settled") assert.strictEqual(verdict.binding?.volume_id, volume)
   })
 
+  it("whose volume is not shown any more is undone only by two readings apart in time (S10, S17)", () => {
+    const gone = (after: number) => world(after, { cloud: cloud({ absent: [volume] }) })
+    const first = judge(answered, gone(70_000))
+    assert.strictEqual(first._tag, "Uncertain")
+    if (first._tag !== "Uncertain") return
+    const doubted = operation(create, {
+      volume_id: volume,
+      phase: "uncertain",
+      error: first.note,
+      updated_at: iso(T0 + 70_000)
+    })
+    assert.strictEqual(judge(doubted, gone(71_000))._tag, "Uncertain")
+    assert.strictEqual(judge(doubted, gone(70_000 + limits.loss_confirmation_ms))._tag, "NotDone")
+  })
+
   it("whose answer was lost finds its volume by name once no second one can come (C4, S9)", () => {
     assert.strictEqual(judge(unanswered, world(2_000, { cloud: listing(row()) }))._tag, "Uncertain")
     const verdict = judge(unanswered, world(66_000, { cloud: listing(row(), row({ id: uuid(9) as VolumeId })) }))
