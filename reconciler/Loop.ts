@@ -35,6 +35,9 @@ const JOBS_A_PASS = 16
 
 const HOUR_MS = 3_600_000
 
+/** Between two passes that local changes cause, at least; the first one is looked at at once. */
+const BETWEEN_POKES = Duration.millis(500)
+
 /** After a pass that broke, ms: doubling, so not hot (S22), up to so much that nobody waits for a minute (L5). */
 const AFTER_DEFECT_MS = 1_000
 const AFTER_DEFECTS_MS = 15_000
@@ -356,7 +359,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   yield* loop.pipe(Effect.forkIn(scope))
   yield* Stream.merge(devices.pokes, nbd.pokes).pipe(
     Stream.debounce(Duration.millis(50)),
-    Stream.runForEach(() => local),
+    // A link that flaps must not become a pass at every flap (D2, S22).
+    Stream.runForEach(() => Effect.andThen(local, Effect.sleep(BETWEEN_POKES))),
     Effect.forkIn(scope)
   )
 
