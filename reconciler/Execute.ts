@@ -14,12 +14,6 @@ import type { Wake } from "./Wake.ts"
 /** A read by id may be this old when the call leaves (S4 allows a second; the call itself needs some of it), ms. */
 const FRESH_MS = 700
 
-/**
- * Calls that wait for CloudStack's answer at one time: as many as the client has connections for (8, one of them kept for
- * reads), so that a call waits for its turn here, before it is checked for the last time, and not after.
- */
-const CALLS = 7
-
 /** An answer that cannot be written down is tried again so often, ms. */
 const RECORD_PAUSE_MS = 1_000
 
@@ -56,14 +50,18 @@ export interface Execute {
   ) => Effect.Effect<void, StoreUnavailable>
 }
 
-export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scope.Scope) {
+/**
+ * `calls`: how many wait for CloudStack's answer at one time; no more than the client has connections for mutations, so
+ * that a call waits for its turn here, before it is checked for the last time, and not after.
+ */
+export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scope.Scope, calls: number) {
   const cloudstack = yield* CloudStack
   const read = yield* CloudStackRead
   const nbd = yield* Nbd
   const store = yield* Store
   const running = yield* Ref.make<ReadonlySet<OperationId>>(new Set())
   const newest = yield* Ref.make<ReadonlyMap<Uid, OperationId>>(new Map())
-  const calls = yield* Effect.makeSemaphore(CALLS)
+  const turns = yield* Effect.makeSemaphore(calls)
 
   const begin = (id: OperationId) => Ref.update(running, (set) => new Set([...set, id]))
   const end = (id: OperationId) => Ref.update(running, (set) => new Set([...set].filter((other) => other !== id)))
@@ -239,7 +237,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
           onSuccess: (volume) => call(intent, volume)
         })
       )
-      yield* calls.withPermits(1)(run).pipe(Effect.forkIn(scope))
+      yield* turns.withPermits(1)(run).pipe(Effect.forkIn(scope))
     })
 
   const startNbd = Effect.fn(function* (actions: ReadonlyArray<NbdAction>) {

@@ -26,6 +26,8 @@ import * as Wake from "./Wake.ts"
 export interface Options extends Wake.Settings {
   readonly appliance_vm_id: VmId
   readonly limits: Limits
+  /** CloudStack mutations that wait for an answer at one time, at most. */
+  readonly calls: number
   /** Hex SHA-256 of a text. */
   readonly digest: (text: string) => string
 }
@@ -55,7 +57,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   const devices = yield* Devices
   const nbd = yield* Nbd
   const wake = yield* Wake.make(options)
-  const execute = yield* Execute.make(wake, scope)
+  const execute = yield* Execute.make(wake, scope, options.calls)
   const startedAt = yield* Clock.currentTimeMillis
   const changed = yield* PubSub.sliding<void>(1)
   const view = yield* Ref.make<View>({ inventory: null, plan: null, statuses: new Map(), last_pass: null })

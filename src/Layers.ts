@@ -9,6 +9,7 @@ import type { Reconciler } from "../reconciler/Reconciler.ts"
 import type { Store } from "../reconciler/Store.ts"
 import { GateClosed, Misconfigured, type StoreUnavailable } from "../schema/Errors.ts"
 import type { Settings } from "../schema/Settings.ts"
+import * as CloudStackClient from "./CloudStack/Client.ts"
 import * as CloudStackHttp from "./CloudStack/Http.ts"
 import * as CloudStackLive from "./CloudStack/Live.ts"
 import * as Linux from "./Devices/Linux.ts"
@@ -83,7 +84,7 @@ export const daemon = (settings: Settings, options: Options): Layer.Layer<Daemon
   const ports = Layer.mergeAll(cloudstack, local(settings, options), Sql.layerDsn(settings.database_dsn)).pipe(
     Layer.provideMerge(gate)
   )
-  const reconciler = Loop.layer({ ...settings, digest })
+  const reconciler = Loop.layer({ ...settings, digest, calls: CloudStackClient.mutationSlots(settings.cloudstack) })
   const server = Server.layer({ ...settings, version: options.version })
   return server.pipe(Layer.provideMerge(reconciler), Layer.provideMerge(ports))
 }

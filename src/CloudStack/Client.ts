@@ -8,6 +8,7 @@ import {
   OutcomeUnknown,
   type PreconditionLost
 } from "../../schema/Errors.ts"
+import type { Settings } from "../../schema/Settings.ts"
 import type { Parameters } from "./Signature.ts"
 import type { Answer, Transport, Unanswered } from "./Transport.ts"
 
@@ -173,9 +174,13 @@ const limits: ReadonlySet<number> = new Set([
   Wire.ApiErrorCode.RESOURCE_ALLOCATION_ERROR
 ])
 
+/** Mutations on the wire at one time, at most: a connection is kept for reads. */
+export const mutationSlots = ({ connections }: Pick<Settings["cloudstack"], "connections">): number =>
+  Math.max(1, connections - 1)
+
 /** Mutations through this transport. At least one connection stays free for reads where there are two. */
 export const mutator = (transport: Transport, gate: Context.Tag.Service<Gate>): Effect.Effect<Mutate> =>
-  Effect.map(Effect.makeSemaphore(Math.max(1, transport.config.connections - 1)), (slots): Mutate => {
+  Effect.map(Effect.makeSemaphore(mutationSlots(transport.config)), (slots): Mutate => {
     const attempt = (command: MutatingCommand, parameters: Parameters, guard: Effect.Effect<void, PreconditionLost>) =>
       transport
         .send({

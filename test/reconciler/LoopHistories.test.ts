@@ -31,6 +31,7 @@ const run = <A, E>(
     resync_idle_ms: 60_000,
     resync_busy_ms: 15_000,
     poll_ms: 1_000,
+    calls: 7,
     ...settings
   })
   const ports = Layer.provideMerge(altered as Layer.Layer<never, never, Ports>, Cloud.ports(lab))

@@ -76,7 +76,8 @@ export const layer = (lab: Lab, database: string = Sqlite.MEMORY, limit: Partial
     digest: (text) => createHash("sha256").update(text).digest("hex"),
     resync_idle_ms: 60_000,
     resync_busy_ms: 15_000,
-    poll_ms: 1_000
+    poll_ms: 1_000,
+    calls: 3
   }).pipe(Layer.provideMerge(ports(lab, database)))
 
 const uidOf = (name: string): Uid => {
