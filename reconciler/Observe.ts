@@ -196,11 +196,22 @@ const recent = (scope: Scope, read: Read, wanted: ReadonlySet<VmId>) => {
   return [...wanted].every((id) => found.has(id)) ? { found: machines.found, absent: [] } : null
 }
 
+/**
+ * A disk that may be used and shows no serial could be any volume's: while there is one, no serial is proven absent, and
+ * nothing may be called detached (D7, D9).
+ */
+export const seenGuest = (startedAt: number, reading: GuestReading): Source<GuestReading> => {
+  const nameless = reading.devices.filter(({ forbidden, serial }) => serial === null && forbidden === null)
+  if (nameless.length === 0) return known(startedAt, reading)
+  const paths = nameless.map((device) => device.kernel_path).join(", ")
+  return known(startedAt, reading, false, `the serial of ${paths} cannot be read, so no disk is proven to be gone`)
+}
+
 const observeGuest = Effect.gen(function* () {
   const devices = yield* Devices
   const startedAt = yield* Clock.currentTimeMillis
   return yield* devices.observe.pipe(
-    Effect.map((reading): Source<GuestReading> => known(startedAt, reading)),
+    Effect.map((reading) => seenGuest(startedAt, reading)),
     Effect.timeoutFail({ duration: LOCAL_TIMEOUT, onTimeout: () => "the scan of the disks did not end" }),
     Effect.catchAll((error) =>
       Effect.succeed<Source<GuestReading>>(

@@ -287,6 +287,8 @@ const detach = (operation: Operation, action: Actions.Detach, evidence: Evidence
       return pending(`detached in CloudStack; the guest is unread: ${inventory.guest.message}`)
     if (deviceOf(inventory, row.id).length > 0)
       return uncertain("detached in CloudStack, but the guest still has the disk")
+    if (!inventory.guest.complete)
+      return pending(`detached in CloudStack; ${inventory.guest.note ?? "a disk is unread"}`)
   }
   return settled({ volume_id: row.id, message: `detached from VM ${action.vm_id}` }, learned(evidence, action))
 }
@@ -384,7 +386,7 @@ const exported = (operation: Operation, action: Actions.Export | Actions.Migrate
     go?.outcome === "served" &&
     go.size === action.size &&
     go.read_only === action.read_only &&
-    (go.device === null || go.device === action.device) &&
+    go.device === action.device &&
     section?.path === action.path
   if (served) {
     return settled(

@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import { seenGuest } from "../../reconciler/Observe.ts"
 import * as Settle from "../../reconciler/Settle.ts"
 import type { Job } from "../../reconciler/CloudStack.ts"
 import type { Action } from "../../schema/Action.ts"
@@ -343,6 +344,17 @@ describe("a detach", () => {
     )
   })
 
+  it("is not done while a disk here shows no serial, for it may be this very one (D7, S11)", () => {
+    const gone = world(2_000, { cloud: cloud({ volumes: [row()] }) })
+    const [disk] = guest(serialOf(volume)).devices
+    assert.isDefined(disk)
+    if (disk === undefined) return
+    const nameless = { devices: [{ ...disk, serial: null }], broken_links: [] }
+    assert.strictEqual(judge(operation(detach), { ...gone, guest: seenGuest(T0 + 2_000, nameless) })._tag, "Pending")
+    const system = { devices: [{ ...disk, serial: null, forbidden: "it holds /" }], broken_links: [] }
+    assert.strictEqual(judge(operation(detach), { ...gone, guest: seenGuest(T0 + 2_000, system) })._tag, "Settled")
+  })
+
   it("that timed out is watched, for the unplug may complete later (C3)", () => {
     const still = cloud({ volumes: [row({ vm_id: appliance })] })
     const job = failed(530, "Could not detach volume after sending the command")
@@ -490,6 +502,7 @@ describe("exports", () => {
       { size: 4096 },
       { read_only: true },
       { device: "252:32" },
+      { device: null },
       { outcome: "denied" },
       { outcome: "unknown" }
     ]) {
