@@ -114,7 +114,8 @@ const callsCloud = ({ _tag }: Action) =>
 const exports = (action: Action) => (action._tag === "Export" || action._tag === "MigratePath" ? action : null)
 
 const held: Rule = ({ input }, { spec }) => {
-  if (input.hold !== null) return `nothing may be changed: ${input.hold}`
+  const hold = input.hold ?? input.maintenance
+  if (hold !== null) return `nothing may be changed: ${hold}`
   const { paused } = spec
   const running = paused !== null && (paused.until === undefined || Date.parse(paused.until) > input.now)
   return running ? "the declaration is paused" : null

@@ -53,6 +53,31 @@ export interface Capabilities {
   readonly size_max_gib: number
 }
 
+/** What CloudStack recorded of something that was done to a volume (`EventResponse`). */
+export interface CloudEvent {
+  readonly id: string
+  /** The events of one action, from scheduled to completed, bear the id of the first. */
+  readonly action_id: string
+  /** ms since the epoch by CloudStack's clock, whole seconds. */
+  readonly at: number
+  /** `VOLUME.DETACH` and its like (`EventTypes`). */
+  readonly type: string
+  /** The action ended in an error. */
+  readonly failed: boolean
+  readonly user: string | null
+  /** The account, or the project, that owns what was acted on. */
+  readonly account: string | null
+  readonly description: string
+  readonly volume_id: VolumeId | null
+}
+
+export interface CloudEventFilter {
+  /** ms since the epoch; recorded then or later. */
+  readonly since: number
+  readonly types?: ReadonlyArray<string>
+  readonly volume_ids?: ReadonlyArray<VolumeId>
+}
+
 /**
  * CloudStack, read only. There is no method here that changes anything, which is what `plan`, `drift` and `--dry-run`
  * are built on.
@@ -76,6 +101,14 @@ export class CloudStackRead extends Context.Tag("volumed/reconciler/CloudStackRe
     readonly offerings: Effect.Effect<ReadonlyArray<Offering>, CloudStackUnavailable>
     readonly zones: Effect.Effect<ReadonlyArray<{ readonly id: ZoneId; readonly name: string }>, CloudStackUnavailable>
     readonly capabilities: Effect.Effect<Capabilities, CloudStackUnavailable>
+    /**
+     * What was done to volumes, newest first, from one call that is not repeated; of very many events only the newest.
+     * For answers to people, never for decisions: events come late, and may be missing. `CloudStackRefused`: this account
+     * may not ask.
+     */
+    readonly events: (
+      filter: CloudEventFilter
+    ) => Effect.Effect<ReadonlyArray<CloudEvent>, CloudStackUnavailable | CloudStackRefused>
   }
 >() {}
 

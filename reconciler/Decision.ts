@@ -74,6 +74,31 @@ const guarded = (world: World, view: Merge.View, decision: Decision): Decision =
 }
 
 const upkeep = (world: World, view: Merge.View): Decision => {
+  const { late } = view.declaration.binding
+  const decision = wished(world, view)
+  return late === null ? decision : belated(view, late, decision)
+}
+
+/** What was taken back took effect all the same: nobody wished it any more, and nobody undoes it unasked. */
+const belated = (view: Merge.View, late: NonNullable<Late>, decision: Decision): Decision => {
+  const { name } = view.declaration
+  const shows = decision.settled ? late.type === "create" : decision.step !== null && moves(decision.step)
+  if (!shows) return decision
+  const blocked = block(
+    "LateEffect",
+    `the ${late.type} of operation ${late.operation_id} took effect after it was reported as not done`,
+    `volumed accept ${name} keeps it as it is; writing the declaration anew puts it as declared`
+  )
+  return { ...decision, gap: decision.gap ?? "volume", settled: false, drift: true, blocked }
+}
+
+/** Would change where the volume is, or whether it is. */
+const moves = ({ _tag }: Action): boolean =>
+  _tag === "Attach" || _tag === "Detach" || _tag === "Unexport" || _tag === "Delete"
+
+type Late = Merge.View["declaration"]["binding"]["late"]
+
+const wished = (world: World, view: Merge.View): Decision => {
   const { binding } = view.declaration
   if (view.cloud === "unread") return blindly(world, view)
   if (binding.volume_id === null) return provision(world, view)

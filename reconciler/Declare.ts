@@ -391,7 +391,8 @@ const make = (spec: Spec, wish: Wish, writer: Writer, context: Context): Change 
 const replace = (current: Declaration, spec: Spec, writer: Writer, context: Context): Change => {
   const keys = changedKeys(current.spec, spec)
   const set = writer.set ?? current.set
-  if (keys.length === 0 && set === current.set) return unchanged(current)
+  // Said again after a late effect it is a new word: it decides what nobody had decided.
+  if (keys.length === 0 && set === current.set && current.binding.late === null) return unchanged(current)
   const managers = managed(current.managers, keys, writer.manager, rfc3339(context.now))
   return changed(current, { spec, set, managers }, "changed", context)
 }

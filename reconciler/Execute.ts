@@ -6,6 +6,7 @@ import type { OperationId, Uid, VolumeId } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
 import { type Accepted, CloudStack, CloudStackRead } from "./CloudStack.ts"
 import type { FreshRead, Intent } from "./Intent.ts"
+import * as Metrics from "./Metrics.ts"
 import { Nbd, type WantedExport } from "./Nbd.ts"
 import { EXPIRY_MS } from "./Settle.ts"
 import { type Advance, Store } from "./Store.ts"
@@ -79,7 +80,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
   /** An operation that an observation has ended meanwhile stays ended (S7). */
   const advance = (id: OperationId, change: Advance) =>
     store.advance(id, change).pipe(
-      Effect.asVoid,
+      Effect.flatMap(Metrics.recorded),
       Effect.catchTag("PreconditionLost", (error) => Effect.logDebug("the operation has ended already", error.message))
     )
 
@@ -89,9 +90,14 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
       Effect.retry({ schedule: Schedule.spaced(RECORD_PAUSE_MS).pipe(Schedule.upTo(RECORD_MS)) })
     )
 
-  /** The wait for a turn may have been long: what was wished since then counts (S15). */
+  /** The wait for a turn may have been long: what was wished since then counts (S15), and a maintenance that began. */
   const stillWished = ({ generation, name, uid }: CloudAction) =>
-    store.declaration(name).pipe(
+    store.maintenance.pipe(
+      Effect.filterOrFail(
+        (maintenance) => maintenance === null,
+        () => new PreconditionLost({ detail: "a maintenance has begun" })
+      ),
+      Effect.andThen(store.declaration(name)),
       Effect.flatMap(
         Option.match({
           onNone: () => Effect.fail(new PreconditionLost({ detail: `the declaration ${name} is gone` })),
@@ -138,7 +144,9 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
       yield* advance(intent.operation_id, {
         phase: "refused",
         status: cancelled ? "cancelled" : "failed",
-        error: error.message
+        error: error.message,
+        // A call that waits for this action is told CloudStack's own number; one that never arrived has none.
+        ...(error._tag !== "CloudStackRefused" || error.never_sent ? {} : { response: { cloudstack_code: error.code } })
       })
       if (error._tag === "GateClosed") return
       yield* wake.failed(intent.action.uid, error.message)
@@ -153,7 +161,8 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
           status: "executing",
           submitted_at: submittedAt,
           expires_at: error.expires_at,
-          error: error.message
+          error: error.message,
+          ...(error.code === undefined ? {} : { response: { cloudstack_code: error.code } })
         })
       )
     )
@@ -253,6 +262,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
     const exit = yield* nbd
       .load({ set: intents.flatMap((i) => wanted(i.action)), drop: intents.flatMap((i) => dropped(i.action)) })
       .pipe(
+        Effect.onExit(Metrics.loaded),
         Effect.timeoutFail({
           duration: LOAD_TIMEOUT,
           onTimeout: () => new PreconditionLost({ detail: "the load did not end in time" })

@@ -7,12 +7,14 @@ import type { OperationId, Uid, VmId } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
 import type { Operation } from "../schema/Operation.ts"
 import type { Limits } from "../schema/Settings.ts"
+import * as Calls from "./Calls.ts"
 import * as Check from "./Check.ts"
 import { CloudStack, CloudStackRead, type Job } from "./CloudStack.ts"
 import { Devices } from "./Devices.ts"
 import * as Execute from "./Execute.ts"
 import * as Facts from "./Facts.ts"
 import { Gate } from "./Gate.ts"
+import * as Metrics from "./Metrics.ts"
 import { Nbd } from "./Nbd.ts"
 import * as Observe from "./Observe.ts"
 import * as Plans from "./Plan.ts"
@@ -60,7 +62,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   const execute = yield* Execute.make(wake, scope, options.calls)
   const startedAt = yield* Clock.currentTimeMillis
   const changed = yield* PubSub.sliding<void>(1)
-  const view = yield* Ref.make<View>({ inventory: null, plan: null, statuses: new Map(), last_pass: null })
+  const view = yield* Ref.make<View>(Views.blank)
   const conditions = yield* Ref.make(yield* store.conditions)
   const earlier = yield* newestOperations(store)
   const machines = yield* Ref.make<Observe.Machines | null>(null)
@@ -108,6 +110,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       approved: new Set(approvals.map(Plans.heldKey)),
       backoff: yield* wake.backoff,
       hold: yield* gate.reason,
+      maintenance: Plans.maintained(yield* store.maintenance),
+      withheld: yield* store.withheld,
       digest: options.digest
     } satisfies Plans.Input as Plans.Input
   })
@@ -158,7 +162,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     for (const [operation] of first) {
       // Judged again one by one: two creates that lost their answers must not find the same volume in one pass (S10).
       const final = Settle.judge(operation, evidence(operation, jobs.get(operation.id) ?? null))
-      if (yield* record(operation, final)) {
+      if (yield* record(operation, final, byUid.get(operation.uid)?.binding ?? null)) {
         ended += 1
         if (final._tag === "Settled" && final.binding?.volume_id) bound.add(final.binding.volume_id)
       }
@@ -167,13 +171,21 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   })
 
   /** Write a verdict down where it says something new; true when the operation ended by it. */
-  const record = (operation: Operation, verdict: Settle.Verdict): Effect.Effect<boolean, StoreUnavailable> =>
-    write(operation, verdict).pipe(
+  const record = (
+    operation: Operation,
+    verdict: Settle.Verdict,
+    binding: Declaration["binding"] | null
+  ): Effect.Effect<boolean, StoreUnavailable> =>
+    write(operation, verdict, binding).pipe(
       Effect.catchTag("PreconditionLost", () => Effect.succeed(false)),
       Effect.annotateLogs({ volume: operation.name, action: operation.type, operation: operation.id })
     )
 
-  const write = Effect.fn(function* ({ id, uid, ...operation }: Operation, verdict: Settle.Verdict) {
+  const write = Effect.fn(function* (
+    { id, uid, ...operation }: Operation,
+    verdict: Settle.Verdict,
+    binding: Declaration["binding"] | null
+  ) {
     const learned = (binding: Declaration["binding"] | null) => (binding === null ? null : { uid, binding })
     switch (verdict._tag) {
       case "Pending":
@@ -193,43 +205,84 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       case "Settled": {
         const volume = verdict.response["volume_id"]
         const advance = { phase: "settled", status: "completed", response: verdict.response } as const
-        yield* store.settle(
+        const settled = yield* store.settle(
           id,
           typeof volume === "string" ? { ...advance, volume_id: volume } : advance,
           learned(verdict.binding)
         )
+        yield* Metrics.recorded(settled)
         yield* Effect.logInfo("done").pipe(Effect.annotateLogs({ outcome: verdict.response["message"] }))
         return true
       }
       case "NotDone":
-        yield* store.settle(id, { phase: "settled", status: "failed", error: verdict.error }, learned(verdict.binding))
+        const undone = yield* store.settle(
+          id,
+          {
+            phase: "settled",
+            status: "failed",
+            error: verdict.error,
+            ...(verdict.code === null ? {} : { response: { cloudstack_code: verdict.code } })
+          },
+          learned(withoutLate(id, verdict.binding ?? binding))
+        )
+        yield* Metrics.recorded(undone)
         yield* wake.failed(uid, verdict.error)
         yield* Effect.logWarning("not done").pipe(Effect.annotateLogs({ because: verdict.error }))
         return true
     }
   })
 
+  const calls = Calls.make(store)
+
+  /** Somebody ended it, or its time came. What is pending is known from a full pass alone. */
+  const maintenanceIsOver = (now: number) =>
+    Effect.map(
+      store.maintenance,
+      (maintenance) =>
+        maintenance !== null &&
+        (maintenance.ending || (maintenance.until !== null && Date.parse(maintenance.until) <= now))
+    )
+
+  /** What would be taken away now waits for approval from here on; until that can be seen whole, the maintenance goes on. */
+  const endMaintenance = Effect.fn("Loop.endMaintenance")(function* (planInput: Plans.Input) {
+    const { cloud, guest, nbd } = planInput.inventory
+    if (![cloud, guest, nbd].every((source) => source._tag === "Known" && source.complete)) return
+    const held = Plans.pendingRemovals(Plans.make({ ...planInput, maintenance: null }))
+    const digest = options.digest(held.map(Plans.heldKey).sort().join("\n"))
+    yield* store.setMaintenance(
+      null,
+      held.map((one) => ({ ...one, digest }))
+    )
+    yield* Effect.logInfo("the maintenance has ended").pipe(Effect.annotateLogs({ withheld: held.length, digest }))
+  })
+
   const living = Effect.map(store.declarations, (all) => all.filter(isLiving))
 
   /** Learn, plan, check and act on one observation. */
-  const pass = Effect.fn("Loop.pass")(function* (only: ReadonlySet<Uid> | null) {
+  const pass = Effect.fn("Loop.pass")(function* (asked: ReadonlySet<Uid> | null) {
     const began = yield* Clock.currentTimeMillis
+    const over = yield* maintenanceIsOver(began)
+    const only = over ? null : asked
     // Asked for first: a call that ends while rows and world are read was not sent yet when they were, or may not have been.
     const running = yield* execute.running
+    const open = yield* calls.open
     const declarations = yield* living
     const operations = yield* store.unresolved
     const inventory = yield* observe(only, declarations, operations)
+    yield* Metrics.observed(inventory)
     const judged = operations.filter((o) => !running.has(o.id) && (only === null || only.has(o.uid)))
     const ended = yield* settle(judged, declarations, inventory)
 
     const now = yield* Clock.currentTimeMillis
-    const known = ended > 0 ? yield* living : declarations
+    const claimed = yield* calls.claim(open, ended > 0 ? yield* living : declarations, inventory)
+    const known = ended > 0 || claimed ? yield* living : declarations
     const approved = new Set((yield* store.approvals(now)).map(Plans.heldKey))
     const learned = Facts.learn(known, inventory, now, options.limits, { only, approved })
     yield* store.bind(learned)
     const current = learned.length > 0 ? yield* living : known
     const unresolved = ended > 0 ? yield* store.unresolved : operations
 
+    if (over) yield* endMaintenance(yield* input(current, unresolved, inventory, null))
     const planInput = yield* input(current, unresolved, inventory, only)
     const plan = Plans.make(planInput)
     const violations = Check.check(planInput, plan)
@@ -238,6 +291,9 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     const stopped = new Set(violations.map((v) => v.uid))
     const actions = plan.items.flatMap((item) => (item.next === null || stopped.has(item.uid) ? [] : [item.next]))
     for (const item of plan.items) if (item.removal_done && !stopped.has(item.uid)) yield* store.finishRemoval(item.uid)
+    // Whoever is told of an end looks at the world next, and is to find there what ended it.
+    yield* Ref.update(view, (before) => ({ ...before, ...Views.look(before, inventory, only === null) }))
+    yield* calls.end({ open, only, plan, inventory, declarations: current, unresolved })
     yield* execute.start(actions, inventory)
 
     const busy = new Set(unresolved.map((operation) => operation.uid))
@@ -246,6 +302,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       (item) => wake.stable(item.uid),
       { discard: true }
     )
+    yield* store.bind(belied(current, plan, busy))
     const summary = Views.summarize(
       plan,
       actions.length,
@@ -258,7 +315,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     yield* wake.passed({
       full: only === null,
       only,
-      flight: inFlight(plan, actions),
+      flight: new Set([...inFlight(plan, actions), ...open.map((call) => call.uid)]),
       unwell: summary.problems.length > 0
     })
     yield* publish(current, inventory, plan, only, summary)
@@ -309,10 +366,10 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       })
     }
     // What could not be read is not gone: its rows stay until somebody sees (S17).
-    const seen = inventory.cloud._tag === "Known" && inventory.cloud.complete && inventory.guest._tag === "Known"
-    if (seen) yield* store.saveDeviceMappings(Views.mappings(statuses, options.appliance_vm_id))
+    const isWhole = inventory.cloud._tag === "Known" && inventory.cloud.complete && inventory.guest._tag === "Known"
+    if (isWhole) yield* store.saveDeviceMappings(Views.mappings(statuses, options.appliance_vm_id))
     yield* Ref.set(view, {
-      inventory: only === null || before.inventory === null ? inventory : Views.overlay(before.inventory, inventory),
+      ...before,
       plan: only === null || before.plan === null ? plan : Views.overlayPlan(before.plan, plan, declarations),
       statuses,
       last_pass: summary
@@ -320,12 +377,16 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     yield* PubSub.publish(changed, undefined)
   })
 
-  const guarded = (only: ReadonlySet<Uid> | null) => onePass.withPermits(1)(pass(only))
+  const counted = (only: ReadonlySet<Uid> | null) => Metrics.passing(only === null ? "full" : "partial")(pass(only))
+
+  const guarded = (only: ReadonlySet<Uid> | null) => onePass.withPermits(1)(counted(only))
 
   /** Whoever asks may go away: then the wait for a turn ends, and a pass that has begun goes on in the loop's scope. */
   const sync = Effect.uninterruptibleMask((restore) =>
     restore(onePass.take(1)).pipe(
-      Effect.andThen(Effect.interruptible(pass(null)).pipe(Effect.ensuring(onePass.release(1)), Effect.forkIn(scope))),
+      Effect.andThen(
+        Effect.interruptible(counted(null)).pipe(Effect.ensuring(onePass.release(1)), Effect.forkIn(scope))
+      ),
       Effect.flatMap((running) => restore(Fiber.join(running)))
     )
   )
@@ -366,7 +427,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     Effect.forkIn(scope)
   )
 
-  const statusOf = Effect.fn(function* (declaration: Declaration) {
+  const statusOf = Effect.fnUntraced(function* (declaration: Declaration) {
     const current = yield* Ref.get(view)
     const known = current.statuses.get(declaration.uid)
     if (known !== undefined && known.observed_generation === declaration.generation) return known
@@ -418,3 +479,15 @@ const passes = (item: PlanItem): boolean =>
   item.blocked?.category === "progress" &&
   item.blocked.reason !== "BackingOff" &&
   item.blocked.reason !== "DeletionGrace"
+
+/** As declared, and nothing is on its way: what comes now is no late effect any more. */
+const belied = (declarations: ReadonlyArray<Declaration>, plan: Plan, busy: ReadonlySet<Uid>) => {
+  const settled = new Set(plan.items.flatMap((item) => (item.settled && !busy.has(item.uid) ? [item.uid] : [])))
+  return declarations.flatMap(({ binding, uid }) =>
+    binding.late !== null && settled.has(uid) ? [{ uid, binding: { ...binding, late: null } }] : []
+  )
+}
+
+/** The operation that was still to have its late effect proved not done. */
+const withoutLate = (id: OperationId, binding: Declaration["binding"] | null): Declaration["binding"] | null =>
+  binding !== null && binding.late?.operation_id === id ? { ...binding, late: null } : binding

@@ -433,7 +433,7 @@ export const bind = (declaration: Declaration, action: Action, at: number, made:
   const repairs = action.cause === "drift" ? [...binding.repairs.slice(-7), at] : binding.repairs
   switch (action._tag) {
     case "Create":
-      return { ...unbound, volume_id: made, origin: "created" }
+      return { ...unbound, volume_id: made, origin: "created", late: binding.late }
     case "Adopt":
       return { ...unbound, volume_id: action.volume_id, origin: spec.volume_id === null ? "created" : "adopted" }
     case "Attach": {

@@ -1,4 +1,12 @@
-import { type Action, type Blocked, type Held, type Plan, type PlanItem, isCloudAction } from "../schema/Action.ts"
+import {
+  type Action,
+  type Blocked,
+  type Held,
+  type Plan,
+  type PlanItem,
+  type Withheld,
+  isCloudAction
+} from "../schema/Action.ts"
 import type { Declaration } from "../schema/Declaration.ts"
 import type { Uid, VmId, VolumeId } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
@@ -7,6 +15,7 @@ import type { Limits } from "../schema/Settings.ts"
 import * as Case from "./Case.ts"
 import * as Decision from "./Decision.ts"
 import * as Merge from "./Merge.ts"
+import type { Maintenance } from "./Store.ts"
 import * as Suspicion from "./Suspicion.ts"
 
 /** Everything a plan depends on, as values. */
@@ -27,13 +36,25 @@ export interface Input {
   readonly approved: ReadonlySet<string>
   /** Volumes that back off: until when (ms), and after what. */
   readonly backoff: ReadonlyMap<Uid, { readonly retry_at: number; readonly message: string }>
-  /** Why nothing may be changed at all (hold file, maintenance), or null. */
+  /** Why nothing may be changed at all (the hold file), or null. */
   readonly hold: string | null
+  /** The same, while there is a maintenance. */
+  readonly maintenance: string | null
+  /** What was pending when a maintenance ended and was not written since; it waits for approval. */
+  readonly withheld: ReadonlyArray<Withheld>
   /** Hex digest of a text, SHA-256: handed in, for the core computes nothing that needs Node. */
   readonly digest: (text: string) => string
 }
 
 export const heldKey = Suspicion.heldKey
+
+/** Why nothing is changed while there is a maintenance, as `Input.maintenance` says it. */
+export const maintained = (maintenance: Maintenance | null): string | null => {
+  if (maintenance === null) return null
+  const { by, ending, reason, until } = maintenance
+  const end = ending ? ", which ends once everything can be read" : until === null ? "" : ` until ${until}`
+  return `maintenance by ${by}${end}: ${reason}`
+}
 
 /** A chain longer than this would mean that an action undoes another; the properties show that none is. */
 const CHAIN = 8
@@ -59,6 +80,7 @@ export const make = (input: Input): Plan => {
     if (input.only !== null && !input.only.has(declaration.uid)) continue
     items.push(itemOf(input, world, busy, declaration))
   }
+  const withheld = afterMaintenance(input, items)
   const held = withhold(input, items)
   queue(input, world, items)
   const all = suspicion.suspect ? [...held, ...suspicion.missing] : held
@@ -68,6 +90,7 @@ export const make = (input: Input): Plan => {
     items,
     held: all,
     digest: keys.length === 0 ? null : input.digest(keys.join("\n")),
+    withheld,
     notices: noticesOf(input, suspicion)
   }
 }
@@ -218,6 +241,7 @@ const gateOf = (input: Input, { name, spec, uid }: Declaration): Blocked | null 
     return Case.block("Paused", `paused by ${paused.by}${until}: ${paused.reason}`, `volumed resume ${name}`)
   }
   if (input.hold !== null) return holding(input.hold)
+  if (input.maintenance !== null) return maintaining(input.maintenance)
   const backoff = input.backoff.get(uid)
   if (backoff === undefined || backoff.retry_at <= input.now) return null
   const seconds = Math.ceil((backoff.retry_at - input.now) / 1000)
@@ -229,7 +253,10 @@ const gateOf = (input: Input, { name, spec, uid }: Declaration): Blocked | null 
 }
 
 const holding = (hold: string) =>
-  Case.block("HoldFile", `nothing is changed: ${hold}`, "remove the hold file, or end the maintenance")
+  Case.block("HoldFile", `nothing is changed: ${hold}`, "remove the hold file when you are done")
+
+const maintaining = (maintenance: string) =>
+  Case.block("Maintenance", `nothing is changed: ${maintenance}`, "volumed maintenance off ends it")
 
 // All volumes together
 
@@ -240,8 +267,8 @@ const setBlocked = (items: Array<PlanItem>, index: number, blocked: Blocked): vo
   items[index] = item.settled ? { ...item, next: null, chain: none } : { ...item, next: null, blocked }
 }
 
-const heldOf = (action: Action): Held | null => {
-  if (!action.destructive) return null
+/** What an approval can name: whatever takes an attachment, an export or a volume away. */
+const takingAway = (action: Action): Held | null => {
   const { generation, name, uid } = action
   switch (action._tag) {
     case "Detach":
@@ -258,6 +285,40 @@ const heldOf = (action: Action): Held | null => {
     case "Tag":
       return null
   }
+}
+
+const heldOf = (action: Action): Held | null => (action.destructive ? takingAway(action) : null)
+
+/** All that a plan would take away sooner or later: what the end of a maintenance withholds. */
+export const pendingRemovals = (plan: Plan): ReadonlyArray<Held> =>
+  plan.items.flatMap((item) => item.chain.flatMap((action) => takingAway(action) ?? []))
+
+/** What was pending at the end of a maintenance runs when a person approved it, or its declaration was written again. */
+const afterMaintenance = (input: Input, items: Array<PlanItem>): ReadonlyArray<Withheld> => {
+  if (input.withheld.length === 0) return none
+  const waiting = new Map(
+    input.withheld.flatMap((one) => (input.approved.has(heldKey(one)) ? [] : [[heldKey(one), one] as const]))
+  )
+  const found: Array<Withheld> = []
+  items.forEach((item, index) => {
+    for (const action of item.chain) {
+      const held = takingAway(action)
+      const one = held === null ? undefined : waiting.get(heldKey(held))
+      if (one === undefined) continue
+      found.push(one)
+      if (action !== item.chain[0]) continue
+      setBlocked(
+        items,
+        index,
+        Case.block(
+          "HeldForApproval",
+          `${one.action} was pending when the maintenance ended and waits for approval`,
+          `look at the plan, then type volumed approve ${one.digest}`
+        )
+      )
+    }
+  })
+  return found
 }
 
 /** Past the budget destruction waits for a person (S6, S17). What was approved by digest runs, and is counted. */
@@ -366,6 +427,7 @@ const noticesOf = (input: Input, suspicion: Suspicion.Suspicion): ReadonlyArray<
   const { cloud, guest, nbd } = input.inventory
   const notices: Array<Blocked> = []
   if (input.hold !== null) notices.push(holding(input.hold))
+  if (input.maintenance !== null) notices.push(maintaining(input.maintenance))
   if (cloud._tag === "Unread") {
     notices.push(
       Case.block(

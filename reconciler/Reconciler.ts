@@ -3,7 +3,7 @@ import type { Plan } from "../schema/Action.ts"
 import type { Status } from "../schema/Condition.ts"
 import type { Declaration } from "../schema/Declaration.ts"
 import type { StoreUnavailable } from "../schema/Errors.ts"
-import type { Uid } from "../schema/Ids.ts"
+import type { Uid, VolumeId } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
 
 /** A plan and everything it was made from. */
@@ -27,6 +27,8 @@ export interface PassSummary {
 /** What the last passes showed: for answers, never for decisions. */
 export interface View {
   readonly inventory: Inventory | null
+  /** Volumes that were read again since the last whole reading of CloudStack began: when, ms since the epoch. */
+  readonly reread: ReadonlyMap<VolumeId, number>
   readonly plan: Plan | null
   readonly statuses: ReadonlyMap<Uid, Status>
   readonly last_pass: PassSummary | null

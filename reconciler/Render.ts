@@ -46,27 +46,6 @@ export const text = (context: Context, plan: Plan, paint: Paint = plain): string
   ])
 }
 
-/** Only what nobody's declaration caused. */
-export const drift = (plan: Plan): Plan => ({ ...plan, items: plan.items.filter((item) => item.drift) })
-
-export const driftText = (context: Context, plan: Plan, paint: Paint = plain): string => {
-  const drifted = drift(plan)
-  const { items } = drifted
-  const repairing = items.filter((item) => item.blocked === null).length
-  const said =
-    items.length === 0
-      ? "Drift: none."
-      : `Drift: ${volumes(items.length)} changed behind us; ${repairing} being repaired, ${items.length - repairing} waiting or blocked.`
-  const blocks = items.map((item) => blockOf(context, item, paint))
-  return sections([
-    header(context),
-    ...plan.notices.map((n) => notice(n, paint)),
-    ...blocks,
-    said,
-    ...heldLine(drifted)
-  ])
-}
-
 /** The same as data. */
 export const json = (context: Context, plan: Plan) => ({ ...context, ...plan, summary: count(plan) })
 
@@ -215,8 +194,6 @@ const exportText = (action: Extract<Action, { _tag: "Export" }>): string => {
     : `as ${action.export_name}${how}, from ${action.path}`
 }
 
-const volumes = (n: number) => (n === 1 ? "1 volume" : `${n} volumes`)
-
 const summary = (plan: Plan): string => {
   const counts = count(plan)
   const order: ReadonlyArray<Kind> = [
@@ -241,7 +218,14 @@ const summary = (plan: Plan): string => {
 }
 
 const heldLine = (plan: Plan): ReadonlyArray<string> => {
-  if (plan.digest === null || plan.held.length === 0) return []
-  const what = plan.held.map((held) => `  ${held.action.replace("_", " ")} ${held.name} (volume ${held.volume_id})`)
-  return [[`Held for approval; look at them, then type: volumed approve ${plan.digest}`, ...what].join("\n")]
+  const digests = new Set([...(plan.held.length === 0 ? [] : [plan.digest]), ...plan.withheld.map((one) => one.digest)])
+  return [...digests].flatMap((digest) => {
+    const withheld = plan.withheld.filter((one) => one.digest === digest)
+    const held = digest === plan.digest ? plan.held : []
+    const what = [...held, ...withheld].map(
+      ({ action, name, volume_id }) => `  ${action.replace("_", " ")} ${name} (volume ${volume_id})`
+    )
+    const why = withheld.length === 0 ? "Held for approval" : "Pending when the maintenance ended"
+    return digest === null ? [] : [[`${why}; look at them, then type: volumed approve ${digest}`, ...what].join("\n")]
+  })
 }

@@ -21,7 +21,13 @@ export type Verdict =
   | { readonly _tag: "Uncertain"; readonly note: string }
   | { readonly _tag: "Settled"; readonly response: Readonly<Record<string, unknown>>; readonly binding: Binding | null }
   /** A reading begun when no effect could come any more shows none. What was learned on the way is kept. */
-  | { readonly _tag: "NotDone"; readonly error: string; readonly binding: Binding | null }
+  | {
+      readonly _tag: "NotDone"
+      readonly error: string
+      /** CloudStack's number for why, where its job told one. */
+      readonly code: number | null
+      readonly binding: Binding | null
+    }
   | { readonly _tag: "NeedsOperator"; readonly error: string }
 
 export interface Evidence {
@@ -52,7 +58,12 @@ const TAG_JOB_MS = 10_000
 
 const pending = (note: string): Verdict => ({ _tag: "Pending", note })
 const uncertain = (note: string): Verdict => ({ _tag: "Uncertain", note })
-const notDone = (error: string, binding: Binding | null = null): Verdict => ({ _tag: "NotDone", error, binding })
+const notDone = (error: string, binding: Binding | null = null, code: number | null = null): Verdict => ({
+  _tag: "NotDone",
+  error,
+  code,
+  binding
+})
 const settled = (response: Readonly<Record<string, unknown>>, binding: Binding | null): Verdict => ({
   _tag: "Settled",
   response,
@@ -180,7 +191,7 @@ const lookUp = (operation: Operation, action: Actions.Create, evidence: Evidence
       v.tags.length === 0
   )
   const [only, ...more] = candidates
-  if (only === undefined) return notDone("no answer came, and no volume was made")
+  if (only === undefined) return notDone(`${answerTo(operation)}, and no volume was made`)
   if (more.length > 0) {
     const ids = candidates.map((v) => v.id).join(", ")
     return {
@@ -301,19 +312,26 @@ const missingEffect = (operation: Operation, startedAt: number, evidence: Eviden
   const { job } = evidence
   if (operation.job_id === null) {
     return afterExpiry(operation, startedAt, evidence)
-      ? notDone(`no answer came, and the volume was not ${wanted}`)
+      ? notDone(`${answerTo(operation)}, and the volume was not ${wanted}`)
       : uncertain("the answer was lost; waiting for the request to expire")
   }
   if (job === null) return uncertain(`the job ended without the volume being ${wanted}`)
   if (job.status === "pending") return pending("CloudStack's job is still running")
   const said =
     job.text ?? (job.status === "unknown" ? "CloudStack no longer knows the job" : "CloudStack gave no reason")
-  if (job.status === "failed" && job.code !== null && definite(job.code)) return notDone(`CloudStack: ${said}`)
+  if (job.status === "failed" && job.code !== null && definite(job.code))
+    return notDone(`CloudStack: ${said}`, null, job.code)
   const note = `the job ${job.status} (${said}); watching whether it takes effect all the same`
   const since = operation.phase === "uncertain" ? Date.parse(operation.updated_at) : notedSince(operation, note)
   return startedAt >= (since ?? evidence.now) + QUARANTINE_MS
-    ? notDone(`CloudStack's job ${job.status}: ${said}`)
+    ? notDone(`CloudStack's job ${job.status}: ${said}`, null, job.code)
     : uncertain(note)
+}
+
+/** An error of CloudStack's that proves nothing is kept as a number alone: what was said of it is said when it comes. */
+const answerTo = ({ response }: Operation): string => {
+  const code = response?.["cloudstack_code"]
+  return typeof code === "number" ? `CloudStack answered with error ${code}` : "no answer came"
 }
 
 /** Job results that come from checks made before any work (reference: everything else becomes 530). */

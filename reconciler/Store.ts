@@ -1,9 +1,9 @@
 import { Context, type Effect, type Option } from "effect"
-import type { Action, Held } from "../schema/Action.ts"
+import type { Action, Held, Withheld } from "../schema/Action.ts"
 import type { Binding, Declaration, Deletion, Manager, Spec } from "../schema/Declaration.ts"
 import type { CursorExpired, GenerationConflict, PreconditionLost, StoreUnavailable } from "../schema/Errors.ts"
 import type { JobId, Name, OperationId, Uid } from "../schema/Ids.ts"
-import type { Operation, OperationStatus, OperationType, Phase } from "../schema/Operation.ts"
+import type { CallWish, Operation, OperationStatus, OperationType, Phase } from "../schema/Operation.ts"
 import type { Condition } from "../schema/Condition.ts"
 import type { Intent } from "./Intent.ts"
 
@@ -20,6 +20,41 @@ export interface Write {
   /** For the event history. */
   readonly actor: string
   readonly kind: "declared" | "changed" | "removed" | "undeleted"
+  /** What this write teaches about the volume; all else that is known is kept, or unbound in a new declaration. */
+  readonly binding?: Partial<Binding>
+}
+
+/** A version 1 call to record; it starts pending, and is never `unresolved`. */
+export type NewCall = Pick<
+  Operation,
+  "id" | "type" | "volume_id" | "vm_id" | "request" | "name" | "uid" | "generation" | "actor"
+> & { readonly wish: CallWish; readonly deadline_at: number }
+
+/** The answer that was given to an Idempotency-Key. `digest` is of the request, so that another one is told apart. */
+export interface KeyedAnswer {
+  readonly key: string
+  readonly digest: string
+  readonly status: number
+  readonly response: Readonly<Record<string, unknown>>
+}
+
+/** What is stored in the same transaction as a write. */
+export interface Alongside {
+  readonly calls?: ReadonlyArray<NewCall>
+  /** How earlier calls end by this write, beside those that it cancels. */
+  readonly ends?: ReadonlyArray<{ readonly id: OperationId; readonly advance: Advance }>
+  readonly answer?: KeyedAnswer
+}
+
+/** Nothing is acted on while there is one. */
+export interface Maintenance {
+  readonly reason: string
+  readonly by: string
+  readonly since: string
+  /** It ends by itself then; null: when it is ended. */
+  readonly until: string | null
+  /** Somebody ended it, or its time came: it is over as soon as a whole observation shows what is pending. */
+  readonly ending: boolean
 }
 
 export interface OperationFilter {
@@ -32,6 +67,7 @@ export interface OperationFilter {
   readonly vm_id?: string
   readonly name?: string
   readonly uid?: Uid
+  readonly parent_id?: OperationId
   /** RFC 3339; created at or after. */
   readonly since?: string
 }
@@ -53,13 +89,42 @@ export interface Approval extends Held {
   readonly expires_at: number
 }
 
+/** What the history tells. */
+export type EventKind =
+  | Write["kind"]
+  | "removal_finished"
+  | "operation_intended"
+  | "operation_ended"
+  | "call_accepted"
+  | "call_ended"
+  | "approved"
+  | "maintenance_begun"
+  | "maintenance_changed"
+  | "maintenance_ended"
+  | "condition"
+
 export interface EventRow {
   readonly id: number
   readonly at: string
   readonly kind: string
   readonly name: string | null
+  readonly uid: Uid | null
   readonly actor: string | null
+  readonly operation_id: OperationId | null
   readonly message: string
+}
+
+export interface EventFilter {
+  /** Only ids greater than this one. */
+  readonly after: number
+  /** At most 1000. */
+  readonly limit: number
+  /** RFC 3339: at or after, and before. */
+  readonly since?: string
+  readonly until?: string
+  readonly name?: string
+  readonly actor?: string
+  readonly kind?: string
 }
 
 /**
@@ -74,10 +139,15 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     readonly declaration: (name: Name) => Effect.Effect<Option.Option<Declaration>, StoreUnavailable>
     /** Declarations whose removal was finished at or after this RFC 3339 time, newest first. */
     readonly removedSince: (since: string) => Effect.Effect<ReadonlyArray<Declaration>, StoreUnavailable>
-    /** All or none, in one transaction; answers the stored declarations in the order asked. */
+    /**
+     * All or none, in one transaction; answers the stored declarations in the order asked. Open calls whose wish is no
+     * longer what is declared then are cancelled. `PreconditionLost`: an undelete of what a delete call may have been
+     * sent for, or a call that has ended meanwhile.
+     */
     readonly write: (
-      writes: ReadonlyArray<Write>
-    ) => Effect.Effect<ReadonlyArray<Declaration>, GenerationConflict | StoreUnavailable>
+      writes: ReadonlyArray<Write>,
+      alongside?: Alongside
+    ) => Effect.Effect<ReadonlyArray<Declaration>, GenerationConflict | PreconditionLost | StoreUnavailable>
     /** What was learned; no new generation. Rows that are unchanged are not written. */
     readonly bind: (
       changes: ReadonlyArray<{ readonly uid: Uid; readonly binding: Binding }>
@@ -107,6 +177,8 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     /** Every operation whose outcome is not known yet, oldest first. */
     readonly unresolved: Effect.Effect<ReadonlyArray<Operation>, StoreUnavailable>
     readonly operation: (id: OperationId) => Effect.Effect<Option.Option<Operation>, StoreUnavailable>
+    /** Calls that have not ended, and failed ones whose wish is not wholly taken back yet; oldest first. */
+    readonly calls: Effect.Effect<ReadonlyArray<Operation>, StoreUnavailable>
     /** Newest first; 100 a page unless told, at most 1000. */
     readonly operations: (
       filter: OperationFilter
@@ -129,8 +201,30 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     /** Rows of `device_mappings`, which existing clients read, for volumes on the appliance; unchanged rows are not written. */
     readonly saveDeviceMappings: (mappings: ReadonlyArray<DeviceMapping>) => Effect.Effect<void, StoreUnavailable>
 
-    readonly record: (event: Omit<EventRow, "id" | "at">) => Effect.Effect<void, StoreUnavailable>
-    readonly events: (after: number, limit: number) => Effect.Effect<ReadonlyArray<EventRow>, StoreUnavailable>
+    readonly maintenance: Effect.Effect<Maintenance | null, StoreUnavailable>
+    /** Begin or change one; null ends it, and what was pending then is withheld. */
+    readonly setMaintenance: (
+      maintenance: Maintenance | null,
+      withheld?: ReadonlyArray<Withheld>
+    ) => Effect.Effect<void, StoreUnavailable>
+    /** Withheld actions of living declarations that were not written since. */
+    readonly withheld: Effect.Effect<ReadonlyArray<Withheld>, StoreUnavailable>
+
+    /** The answer that this key was given within the last day. */
+    readonly answered: (key: string) => Effect.Effect<Option.Option<KeyedAnswer>, StoreUnavailable>
+    /** For answers to what is stored elsewhere than by `write`. */
+    readonly remember: (answer: KeyedAnswer) => Effect.Effect<void, StoreUnavailable>
+
+    readonly record: (event: NewEvent) => Effect.Effect<void, StoreUnavailable>
+    /** Oldest first. */
+    readonly events: (filter: EventFilter) => Effect.Effect<ReadonlyArray<EventRow>, StoreUnavailable>
+    /** The oldest and the newest event there is; 0 where there is none. */
+    readonly eventRange: Effect.Effect<{ readonly oldest: number; readonly newest: number }, StoreUnavailable>
+
+    /** Rows of `device_mappings`. */
+    readonly deviceMappings: Effect.Effect<ReadonlyArray<DeviceMappingRow>, StoreUnavailable>
+    /** Operations by type and status, and how long the newest thousand completed ones took. */
+    readonly statistics: Effect.Effect<Statistics, StoreUnavailable>
 
     /** For health: engine, durability, schema version, and rows that were skipped because they do not decode (B10). */
     readonly describe: Effect.Effect<
@@ -144,6 +238,26 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     >
   }
 >() {}
+
+export type NewEvent = Pick<EventRow, "name" | "actor" | "message"> &
+  Partial<Pick<EventRow, "uid" | "operation_id">> & { readonly kind: EventKind }
+
+export interface Statistics {
+  readonly counts: ReadonlyArray<{
+    readonly type: OperationType
+    readonly status: OperationStatus
+    readonly count: number
+  }>
+  /** ms from creation to completion; null when none completed yet. */
+  readonly mean_ms: number | null
+}
+
+export interface DeviceMappingRow extends DeviceMapping {
+  readonly id: string
+  readonly last_sync: string
+  readonly created_at: string
+  readonly updated_at: string
+}
 
 export interface DeviceMapping {
   readonly volume_id: string

@@ -4,7 +4,7 @@ import type { Condition, Status } from "../schema/Condition.ts"
 import type { Declaration } from "../schema/Declaration.ts"
 import type { Uid, VmId, VolumeId } from "../schema/Ids.ts"
 import type { CloudVolume, Inventory } from "../schema/Inventory.ts"
-import type { PassSummary } from "./Reconciler.ts"
+import type { PassSummary, View } from "./Reconciler.ts"
 import type { DeviceMapping } from "./Store.ts"
 
 export const summarize = (
@@ -53,8 +53,23 @@ export const mappings = (statuses: ReadonlyMap<Uid, Status>, appliance: VmId): R
       : [{ volume_id: s.volume_id, vm_id: appliance, device_path: s.by_id_path, size: s.size ?? 0 }]
   )
 
+/** Before the first pass. */
+export const blank: View = { inventory: null, reread: new Map(), plan: null, statuses: new Map(), last_pass: null }
+
+/** What a pass saw. One that looked at some volumes only is laid over what was known of the others. */
+export const look = (
+  { inventory: before, reread }: View,
+  newer: Inventory,
+  whole: boolean
+): Pick<View, "inventory" | "reread"> => {
+  if (whole || before === null) return { inventory: newer, reread: new Map() }
+  const { cloud } = newer
+  const again = cloud._tag === "Unread" ? [] : cloud.value.volumes.map(({ id }) => [id, cloud.started_at] as const)
+  return { inventory: overlay(before, newer), reread: new Map([...reread, ...again]) }
+}
+
 /** For answers only: the last whole reading with the newer rows of a partial one laid over it. */
-export const overlay = (before: Inventory, newer: Inventory): Inventory => {
+const overlay = (before: Inventory, newer: Inventory): Inventory => {
   const { cloud } = newer
   if (cloud._tag === "Unread" || before.cloud._tag === "Unread" || cloud.value.scope === "all") return newer
   const rows = new Map<VolumeId, CloudVolume>(before.cloud.value.volumes.map((v) => [v.id, v]))

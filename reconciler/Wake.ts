@@ -1,5 +1,6 @@
 import { Clock, Duration, Effect, Queue, Random, Ref } from "effect"
 import type { Uid } from "../schema/Ids.ts"
+import * as Metrics from "./Metrics.ts"
 
 /** First back-off and the longest, ms; doubling with full jitter in between. */
 const BACKOFF_FIRST_MS = 1_000
@@ -78,13 +79,15 @@ export const make = Effect.fn("Wake.make")(function* (settings: Settings) {
     retry: new Map()
   })
   const ring = Effect.asVoid(Queue.offer(signal, undefined))
-  const change = (f: (s: State) => State) => Ref.update(state, f).pipe(Effect.andThen(ring))
+  const told = ({ due, backoff }: State) => Metrics.queued(due.size, backoff.size)
+  const change = (f: (s: State) => State) => Ref.updateAndGet(state, f).pipe(Effect.flatMap(told), Effect.andThen(ring))
 
   const next: Effect.Effect<ReadonlySet<Uid> | null> = Effect.gen(function* () {
     while (true) {
       const now = yield* Clock.currentTimeMillis
       // In one step, so that a poke which comes meanwhile is not forgotten with those that are taken.
       const [ready, current] = yield* Ref.modify(state, (s) => taken(s, now))
+      yield* told(current)
       if (ready !== undefined) return ready
       const wait = Math.min(LONGEST_SLEEP_MS, Math.max(1, nextAt(current) - now))
       yield* Queue.take(signal).pipe(Effect.timeoutOption(Duration.millis(wait)))

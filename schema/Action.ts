@@ -160,6 +160,7 @@ export const reasons = {
   VmFull: "blocked",
   ForeignAttachment: "blocked",
   DriftHeld: "blocked",
+  LateEffect: "blocked",
   Contended: "blocked",
   StillInGuest: "blocked",
   RootNeedsStoppedVm: "blocked",
@@ -179,6 +180,7 @@ export const reasons = {
   // what people decided
   Paused: "warning",
   HoldFile: "blocked",
+  Maintenance: "blocked",
   HeldForApproval: "blocked"
 } as const satisfies Record<string, "progress" | "warning" | "blocked" | "error">
 
@@ -232,6 +234,10 @@ export const Held = Schema.Struct({
 })
 export type Held = typeof Held.Type
 
+/** What was pending when a maintenance ended: it waits for approval under one digest that does not change (contract §3). */
+export const Withheld = Schema.Struct({ ...Held.fields, digest: Schema.String })
+export type Withheld = typeof Withheld.Type
+
 export const Plan = Schema.Struct({
   /** ms since the epoch of the plan's `now`. */
   at: Schema.Int,
@@ -240,6 +246,8 @@ export const Plan = Schema.Struct({
   held: Schema.Array(Held),
   /** Of `held`, sorted; null when nothing is held. What `approve` takes. */
   digest: Schema.NullOr(Schema.String),
+  /** Withheld since the end of a maintenance and not approved, each with its own fixed digest. */
+  withheld: Schema.Array(Withheld),
   /** What concerns the whole plan: an unread source, suspicion, a hold file. */
   notices: Schema.Array(Blocked)
 })

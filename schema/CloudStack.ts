@@ -251,6 +251,59 @@ export const offerings = rowsOf((row) =>
   }))
 )
 
+/** `EventResponse`. Rows before 4.17 name no resource. */
+const decodeEvent = decoder(
+  Schema.Struct({
+    id: Schema.String.pipe(Schema.pattern(uuidPattern)),
+    parentid: optional(Schema.String.pipe(Schema.pattern(uuidPattern))),
+    type: Schema.String.pipe(Schema.pattern(/^[A-Z0-9_.-]{1,64}$/)),
+    created: Schema.String.pipe(Schema.pattern(datePattern)),
+    level: optional(Schema.String),
+    username: optional(Schema.String),
+    account: optional(Schema.String),
+    project: optional(Schema.String),
+    description: optional(Schema.String),
+    resourcetype: optional(Schema.String),
+    resourceid: optional(Schema.String)
+  })
+)
+
+export const events = rowsOf((row) =>
+  Either.gen(function* () {
+    const event = yield* decodeEvent(row)
+    const at = timeOf(event.created)
+    if (at === null) return yield* Either.left("created: is no time")
+    const description = harmless(event.description ?? "")
+    return {
+      id: event.id,
+      action_id: event.parentid ?? event.id,
+      at,
+      type: event.type,
+      failed: event.level === "ERROR",
+      user: shortOrNull(event.username),
+      account: shortOrNull(event.account ?? event.project),
+      description,
+      volume_id: volumeOf(event, description)
+    }
+  })
+)
+
+const shortOrNull = (text: string | null | undefined) =>
+  text === undefined || text === null || text === "" ? null : harmless(text, 100)
+
+const isVolumeId = Schema.is(VolumeId)
+
+/** `Volume Id: UUID VmId: UUID` once it runs, `volume: UUID to VM: UUID` when it is scheduled. */
+const volumeInWords = /\bvolume(?: id)?: ?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b/i
+
+const volumeOf = (
+  event: { readonly resourcetype?: string | null | undefined; readonly resourceid?: string | null | undefined },
+  description: string
+): VolumeId | null => {
+  const id = event.resourcetype === "Volume" ? event.resourceid : volumeInWords.exec(description)?.[1]
+  return isVolumeId(id) ? id : null
+}
+
 const decodeCapabilities = decoder(
   Schema.Struct({
     capability: Schema.Struct({

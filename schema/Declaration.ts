@@ -1,5 +1,5 @@
 import { Schema } from "effect"
-import { Name, OfferingId, Timestamp, Uid, VmId, VolumeId, ZoneId } from "./Ids.ts"
+import { Name, OfferingId, OperationId, Timestamp, Uid, VmId, VolumeId, ZoneId } from "./Ids.ts"
 
 export const GIB = 1024 ** 3
 
@@ -116,7 +116,14 @@ export const Binding = Schema.Struct({
   /** When the present drift was first seen. */
   drift_since: Schema.NullOr(Schema.Int),
   /** Since when CloudStack shows it on the appliance and the guest does not show it fit for use; null when nothing is awaited. */
-  device_awaited_since: Schema.optionalWith(Schema.NullOr(Schema.Int), { default: () => null })
+  device_awaited_since: Schema.optionalWith(Schema.NullOr(Schema.Int), { default: () => null }),
+  /**
+   * A wish was taken back while the operation that it caused was unresolved: what that still does is a late effect, which
+   * a person looks at. Gone with the next write of the declaration, or when the operation proves not done.
+   */
+  late: Schema.optionalWith(Schema.NullOr(Schema.Struct({ operation_id: OperationId, type: Schema.String })), {
+    default: () => null
+  })
 })
 export type Binding = typeof Binding.Type
 
@@ -129,7 +136,8 @@ export const unbound: Binding = {
   loss: null,
   repairs: [],
   drift_since: null,
-  device_awaited_since: null
+  device_awaited_since: null,
+  late: null
 }
 
 /** One named wish with its identity, its history and what we know of its volume. */

@@ -1,6 +1,7 @@
 import { Effect, Either, Schema } from "effect"
 import { GIB, Metadata, Paused, type Spec, Spec as SpecSchema } from "./Declaration.ts"
 import { Name, Uid } from "./Ids.ts"
+import { nearest } from "./Nearest.ts"
 
 /** One thing wrong with what was sent: where, what was expected, and an example. */
 export const Problem = Schema.Struct({
@@ -122,7 +123,7 @@ const loneSurrogate = /[\ud800-\udfff]/u
 const textProblem = (text: string): string | null =>
   loneSurrogate.test(text) ? "expected valid Unicode text, found half of a surrogate pair" : null
 
-const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
+export const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
   typeof value === "object" && value !== null && !Array.isArray(value)
 
 const member = (value: unknown, key: string): unknown =>
@@ -333,7 +334,7 @@ const readPaused = (value: unknown): Read => {
     : read
 }
 
-const readMetadata = (value: unknown): Read => {
+export const readMetadata = (value: unknown): Read => {
   if (!isObject(value)) return { problem: null }
   const keys = new Map<string, string>()
   for (const [key, text] of Object.entries(value)) {
@@ -402,33 +403,8 @@ const unknownKey = (key: string, known: ReadonlyArray<string>): string => {
   return `unknown key ${show(key)}${near === null ? `; expected one of ${known.join(", ")}` : `; did you mean ${near}?`}`
 }
 
-const nearest = (key: string, known: ReadonlyArray<string>): string | null => {
-  const word = key.slice(0, 64).toLowerCase()
-  const ranked = known
-    .map((candidate) => ({ candidate, distance: distance(word, candidate) }))
-    .toSorted((a, b) => a.distance - b.distance)
-  const best = ranked[0]
-  if (best !== undefined && best.distance <= Math.max(2, word.length / 3)) return best.candidate
-  const part = known.find((candidate) => word.length >= 4 && (candidate.includes(word) || word.includes(candidate)))
-  return part ?? null
-}
-
-/** Levenshtein: insertions, deletions and replacements from one word to the other. */
-const distance = (from: string, to: string): number => {
-  let row = Array.from({ length: to.length + 1 }, (_, column) => column)
-  for (const [i, letter] of [...from].entries()) {
-    const next = [i + 1]
-    for (const [j, other] of [...to].entries()) {
-      const replaced = (row[j] ?? 0) + (letter === other ? 0 : 1)
-      next.push(Math.min(replaced, (row[j + 1] ?? 0) + 1, (next[j] ?? 0) + 1))
-    }
-    row = next
-  }
-  return row[to.length] ?? 0
-}
-
 /** A value as it may stand in a message: short, on one line, without control characters. */
-const show = (value: unknown): string => {
+export const show = (value: unknown): string => {
   if (value === undefined) return "nothing"
   return clip(typeof value === "string" || typeof value === "object" ? JSON.stringify(value) : String(value))
 }

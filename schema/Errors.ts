@@ -37,6 +37,8 @@ export class OutcomeUnknown extends Schema.TaggedError<OutcomeUnknown>()("Outcom
   detail: Schema.String,
   /** ms since the epoch: a reading begun later shows the effect if there ever is one (jobs aside). */
   expires_at: Schema.Int,
+  /** CloudStack's error that leaves it open, where it answered with one of its own. */
+  code: Schema.optional(Schema.Int),
   cause: Schema.optional(Schema.Defect)
 }) {
   override get message() {

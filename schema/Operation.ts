@@ -1,5 +1,12 @@
 import { Schema } from "effect"
+import { Spec } from "./Declaration.ts"
 import { JobId, OperationId, Timestamp, Uid, VmId } from "./Ids.ts"
+
+const Wished = {
+  attached_to: Spec.fields.attached_to,
+  attach_as: Spec.fields.attach_as,
+  export_wanted: Spec.fields.export_wanted
+}
 
 export const OperationType = Schema.Literal(
   "create",
@@ -33,6 +40,19 @@ export const Phase = Schema.Literal(
 )
 export type Phase = typeof Phase.Type
 
+/**
+ * What a version 1 call asks of its declaration, and what stood there before. Taken back when the call fails, and what
+ * a newer write must leave as it is, or the call is cancelled.
+ */
+export const CallWish = Schema.Struct({
+  spec: Schema.partialWith(Schema.Struct(Wished), { exact: true }),
+  before: Schema.partialWith(Schema.Struct(Wished), { exact: true }),
+  /** The declaration was declared removed, its volume to be deleted. */
+  remove: Schema.Boolean
+})
+export type CallWish = typeof CallWish.Type
+
+/** `api`: the row of a version 1 call, which acts on nothing itself; the actions it causes bear its id as `parent_id`. */
 export const Cause = Schema.Literal("api", "declaration", "drift", "recovery")
 export type Cause = typeof Cause.Type
 
@@ -65,9 +85,23 @@ export const Operation = Schema.Struct({
   /** ms since the epoch at which the call was handed to the wire; null before. */
   submitted_at: Schema.NullOr(Schema.Int),
   /** ms since the epoch after which CloudStack no longer accepts the signed request; null before it was sent. */
-  expires_at: Schema.NullOr(Schema.Int)
+  expires_at: Schema.NullOr(Schema.Int),
+  /** Of a call; null for an action. */
+  wish: Schema.optionalWith(Schema.NullOr(CallWish), { default: () => null }),
+  /** ms since the epoch at which a call that is not done has failed; null for an action. */
+  deadline_at: Schema.optionalWith(Schema.NullOr(Schema.Int), { default: () => null })
 })
 export type Operation = typeof Operation.Type
 
+/** The row of a version 1 call. */
+export const isCall = (operation: Operation): boolean => operation.cause === "api"
+
+export const hasEnded = ({ status }: Pick<Operation, "status">): boolean =>
+  status === "completed" || status === "failed" || status === "cancelled"
+
+/** An action whose outcome is not known yet. A call is none: what it caused may be. */
 export const isUnresolved = (operation: Operation): boolean =>
-  operation.phase !== "settled" && operation.phase !== "refused" && operation.status !== "cancelled"
+  !isCall(operation) &&
+  operation.phase !== "settled" &&
+  operation.phase !== "refused" &&
+  operation.status !== "cancelled"

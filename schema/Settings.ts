@@ -63,6 +63,15 @@ export const Settings = Schema.Struct({
   database_dsn: Schema.Redacted(Schema.String),
   state_dir: Schema.String,
   listen: Schema.Array(Schema.Struct({ host: Schema.String, port: Schema.Int })),
+  /** Whoever may call stands in it; null: whoever can connect, which then is this machine alone. */
+  token_file: Schema.NullOr(Schema.String),
+  tls: Schema.NullOr(Schema.Struct({ cert_file: Schema.String, key_file: Schema.String })),
+  /** Requests a second for each token; 0: no limit. */
+  rate_limit: Schema.Int,
+  /** Living declarations beyond which none is added. */
+  declarations_max: Schema.Int,
+  /** A version 1 attach to the appliance also exports. */
+  v1_attach_exports: Schema.Boolean,
   cloudstack: Schema.Struct({
     api_url: Schema.String,
     api_key: Schema.Redacted(Schema.String),

@@ -4,7 +4,7 @@ import type { OfferingId, VmId, ZoneId } from "../schema/Ids.ts"
 import * as NbdConfig from "../schema/NbdConfig.ts"
 import { limits, type Settings } from "../schema/Settings.ts"
 import * as File from "./Settings/File.ts"
-import { foreign, isSecret, type Key, keys, unsupported } from "./Settings/Keys.ts"
+import { foreign, isSecret, type Key, keys } from "./Settings/Keys.ts"
 import * as Value from "./Settings/Value.ts"
 import * as Dsn from "./Store/Dsn.ts"
 
@@ -79,7 +79,7 @@ const secretOf = (key: string): Key | null => {
   return bare in keys && isSecret(bare as Key) ? (bare as Key) : null
 }
 
-const isKnown = (key: string) => key in keys || secretOf(key) !== null || unsupported.has(key)
+const isKnown = (key: string) => key in keys || secretOf(key) !== null
 
 const readFile = (file: string, problems: Array<Problem>): Map<string, string> => {
   const complain = (problem: string, example: string, line?: number) =>
@@ -145,14 +145,6 @@ const judged =
 
 const assemble = (reading: Reading, options: Options): Settings | null => {
   const sandbox = optional(reading, "SANDBOX", Value.flag, false) || options.sandbox
-  for (const key of unsupported)
-    if (reading.values.has(key))
-      complain(
-        reading,
-        key,
-        "asks for tokens or TLS, which this version does not have",
-        "unset it; LISTEN stays on this machine"
-      )
   const state_dir = optional(reading, "STATE_DIR", Value.path, "/var/lib/volumed")
   // A sandbox process names everything else; its daemon's database lies with the rest of its state.
   const dsn = sandbox
@@ -167,7 +159,7 @@ const assemble = (reading: Reading, options: Options): Settings | null => {
   const idle = optional(reading, "RESYNC_INTERVAL", Value.duration("1s", "1h"), 60_000)
   const rest = {
     state_dir,
-    listen: assembleListen(reading, options),
+    ...assembleAccess(reading, options),
     by_id_dir: optional(reading, "BY_ID_DIR", Value.path, "/dev/disk/by-id"),
     sys_block_dir: optional(reading, "SYS_BLOCK_DIR", Value.path, "/sys/block"),
     device_kind,
@@ -252,6 +244,28 @@ const nbdStart = judged((text) =>
     : "is neither auto, off nor unit:NAME"
 )
 
+/** Who can reach us, and who of them may call. */
+const assembleAccess = (reading: Reading, options: Options) => {
+  const listen = assembleListen(reading, options)
+  const token_file = optional(reading, "VOLUMED_TOKEN_FILE", Value.path, null)
+  const tls = assembleTls(reading)
+  const wide = listen.filter(({ host }) => !Value.isLoopback(host)).map(({ host }) => host)
+  if (wide.length > 0 && (token_file === null || tls === null))
+    complain(
+      reading,
+      "LISTEN",
+      `names ${wide.join(", ")}, which other machines can reach: that needs VOLUMED_TOKEN_FILE, TLS_CERT_FILE and TLS_KEY_FILE`
+    )
+  return {
+    listen,
+    token_file,
+    tls,
+    rate_limit: optional(reading, "RATE_LIMIT", Value.whole(0, 100_000), 200),
+    declarations_max: optional(reading, "DECLARATIONS_MAX", Value.whole(1, 1_000_000), 20_000),
+    v1_attach_exports: optional(reading, "V1_ATTACH_EXPORTS", Value.flag, true)
+  }
+}
+
 const assembleListen = (reading: Reading, options: Options): Settings["listen"] => {
   const own = { ...reading, values: options.listen === null ? reading.values : new Map([["LISTEN", options.listen]]) }
   const listeners = optional(own, "LISTEN", Value.list(Value.listener), [
@@ -260,6 +274,16 @@ const assembleListen = (reading: Reading, options: Options): Settings["listen"] 
   ])
   if (listeners.length === 0) complain(reading, "LISTEN", "names no address")
   return listeners
+}
+
+const assembleTls = (reading: Reading): Settings["tls"] => {
+  const cert_file = optional(reading, "TLS_CERT_FILE", Value.path, null)
+  const key_file = optional(reading, "TLS_KEY_FILE", Value.path, null)
+  const both = ["TLS_CERT_FILE", "TLS_KEY_FILE"] as const
+  const lacking = both.find((key) => !reading.values.has(key))
+  if (lacking !== undefined && both.some((key) => reading.values.has(key)))
+    complain(reading, lacking, "is not set, and a certificate is nothing without its key")
+  return cert_file === null || key_file === null ? null : { cert_file, key_file }
 }
 
 const assembleLimits = (reading: Reading): Settings["limits"] => ({
@@ -315,6 +339,12 @@ const lines = (settings: Settings): Readonly<Partial<Record<Key, string>>> => {
     DATABASE_DSN: dsn.startsWith("sqlite:") ? dsn : REDACTED,
     STATE_DIR: settings.state_dir,
     LISTEN: settings.listen.map(({ host, port }) => `${host.includes(":") ? `[${host}]` : host}:${port}`).join(","),
+    ...given("VOLUMED_TOKEN_FILE", settings.token_file),
+    ...given("TLS_CERT_FILE", settings.tls?.cert_file ?? null),
+    ...given("TLS_KEY_FILE", settings.tls?.key_file ?? null),
+    RATE_LIMIT: String(settings.rate_limit),
+    DECLARATIONS_MAX: String(settings.declarations_max),
+    V1_ATTACH_EXPORTS: String(settings.v1_attach_exports),
     CLOUDSTACK_API_URL: cloudstack.api_url,
     CLOUDSTACK_API_KEY: REDACTED,
     CLOUDSTACK_SECRET_KEY: REDACTED,

@@ -48,6 +48,11 @@ describe("settings", () => {
           { host: "127.0.0.1", port: 8090 },
           { host: "::1", port: 8090 }
         ],
+        token_file: null,
+        tls: null,
+        rate_limit: 200,
+        declarations_max: 20_000,
+        v1_attach_exports: true,
         appliance_vm_id: appliance,
         by_id_dir: "/dev/disk/by-id",
         sys_block_dir: "/sys/block",
@@ -99,6 +104,12 @@ describe("settings", () => {
       "LISTEN",
       ["8090", "0.0.0.0:8090", "[::]:8090", "10.0.0.5:8090", "127.0.0.1:70000", "127.0.0.1:x", ",", "::1:8090"]
     ],
+    ["VOLUMED_TOKEN_FILE", ["tokens", "/etc/a\nb"]],
+    ["TLS_CERT_FILE", ["cert.pem"]],
+    ["TLS_KEY_FILE", ["key.pem"]],
+    ["RATE_LIMIT", ["-1", "fast", "0.5", "100001"]],
+    ["DECLARATIONS_MAX", ["0", "many"]],
+    ["V1_ATTACH_EXPORTS", ["perhaps"]],
     [
       "CLOUDSTACK_API_URL",
       [
@@ -161,10 +172,7 @@ describe("settings", () => {
     ["OPERATOR_TIMEOUT", ["1s"]],
     ["LOG_LEVEL", ["loud"]],
     ["LOG_FORMAT", ["xml"]],
-    ["SANDBOX", ["perhaps"]],
-    ["VOLUMED_TOKEN_FILE", ["/etc/volumed/token"]],
-    ["TLS_CERT_FILE", ["/etc/volumed/cert"]],
-    ["TLS_KEY_FILE", ["/etc/volumed/key"]]
+    ["SANDBOX", ["perhaps"]]
   ]
 
   it.effect.each(table.flatMap(([key, values]) => values.map((value) => ({ key, value }))))(
@@ -196,8 +204,44 @@ describe("settings", () => {
     Effect.gen(function* () {
       for (const [key, { example }] of Object.entries(keys)) {
         if (key.endsWith("_KEY") || key === "CLOUDSTACK_CA_FILE") continue
-        yield* read({ ...enough, [key]: example })
+        const both = { TLS_CERT_FILE: keys.TLS_CERT_FILE.example, TLS_KEY_FILE: keys.TLS_KEY_FILE.example }
+        yield* read({ ...enough, ...(key.startsWith("TLS_") ? both : {}), [key]: example })
       }
+    })
+  )
+
+  it.effect("let others reach us only with tokens and TLS, and TLS only with both of its files (e1)", () =>
+    Effect.gen(function* () {
+      const VOLUMED_TOKEN_FILE = "/etc/volumed/tokens"
+      const tls = { TLS_CERT_FILE: "/etc/volumed/cert.pem", TLS_KEY_FILE: "/etc/volumed/key.pem" }
+      const LISTEN = "127.0.0.1:8090,10.0.0.5:8090"
+      for (const environment of [{ LISTEN }, { LISTEN, VOLUMED_TOKEN_FILE }, { LISTEN, ...tls }]) {
+        const wrong = yield* Effect.flip(read({ ...enough, ...environment }))
+        assert.deepStrictEqual(
+          wrong.problems.map(({ key }) => key),
+          ["LISTEN"]
+        )
+        assert.match(wrong.message, /10\.0\.0\.5, which other machines can reach/)
+        assert.notMatch(wrong.message, /127\.0\.0\.1, which/)
+      }
+      const settings = yield* read({ ...enough, LISTEN, VOLUMED_TOKEN_FILE, ...tls, RATE_LIMIT: "0" })
+      assert.deepInclude(settings, {
+        token_file: VOLUMED_TOKEN_FILE,
+        tls: { cert_file: tls.TLS_CERT_FILE, key_file: tls.TLS_KEY_FILE },
+        rate_limit: 0
+      })
+      assert.include(Settings.render(settings), `VOLUMED_TOKEN_FILE=${VOLUMED_TOKEN_FILE}\n`)
+      const local = yield* read({ ...enough, ...tls, V1_ATTACH_EXPORTS: "false" })
+      assert.strictEqual(local.v1_attach_exports, false)
+      for (const key of ["TLS_CERT_FILE", "TLS_KEY_FILE"] as const) {
+        const wrong = yield* Effect.flip(read({ ...enough, ...tls, [key]: "" }))
+        assert.deepStrictEqual(
+          wrong.problems.map((problem) => problem.key),
+          [key]
+        )
+      }
+      const byFlag = yield* Effect.flip(read(enough, { listen: "0.0.0.0:8090" }))
+      assert.match(byFlag.message, /0\.0\.0\.0, which other machines can reach/)
     })
   )
 

@@ -1,24 +1,24 @@
 import { Effect } from "effect"
 import type * as Api from "../../schema/Api.ts"
-import type { ApiError } from "../Http/Client.ts"
-import * as Arguments from "./Arguments.ts"
+import type { ApiError } from "../Client/Failure.ts"
+import type { Invocation } from "./Arguments.ts"
+import * as Change from "./Change.ts"
 import * as Confirm from "./Confirm.ts"
 import { Daemon } from "./Daemon.ts"
 import * as DeclarationFile from "./DeclarationFile.ts"
 import * as Exit from "./Exit.ts"
 import * as Follow from "./Follow.ts"
-import { clean, Output, planText, show, type Paint } from "./Output.ts"
+import * as Handle from "./Handle.ts"
+import * as Moment from "./Moment.ts"
+import { clean, Output, show } from "./Output.ts"
 import * as VolumeText from "./VolumeText.ts"
 
-/** Ten minutes: an attach behind a full queue takes some. */
-const WAIT_MS = 600_000
-
-export const apply = Effect.fn("Act.apply")(function* (invocation: Arguments.Invocation) {
+export const apply = Effect.fn("Act.apply")(function* (invocation: Invocation) {
   const { client } = yield* Daemon
-  const timeoutMs = yield* timeout(invocation)
+  const timeoutMs = yield* Moment.duration(invocation, "timeout", Follow.WAIT_MS)
   const { request, located } = yield* document(invocation)
   const planned = yield* client.planFor(request).pipe(Effect.mapError((error) => inFile(error, located)))
-  yield* preview(planned)
+  yield* Change.preview(planned)
   const names = [...planned.created, ...planned.changed, ...planned.unchanged]
   const writes = planned.created.length + planned.changed.length + planned.removed.length
   if (writes > 0) {
@@ -38,7 +38,7 @@ export const apply = Effect.fn("Act.apply")(function* (invocation: Arguments.Inv
 })
 
 /** What a file and the flags ask for. */
-export const document = Effect.fn("Act.document")(function* (invocation: Arguments.Invocation) {
+export const document = Effect.fn("Act.document")(function* (invocation: Invocation) {
   const located = yield* DeclarationFile.read(invocation.values.file ?? "-", process.stdin)
   const decoded = yield* DeclarationFile.decode(located)
   const { flags } = invocation
@@ -51,16 +51,6 @@ export const document = Effect.fn("Act.document")(function* (invocation: Argumen
   }
   return { request, located }
 })
-
-const timeout = (invocation: Arguments.Invocation): Effect.Effect<number, DeclarationFile.FileWrong> => {
-  const text = invocation.values.timeout
-  const ms = text === undefined ? WAIT_MS : Arguments.durationMs(text)
-  return ms === null
-    ? new DeclarationFile.FileWrong({
-        problems: [`--timeout: expected a time such as 90s or 10m, found ${JSON.stringify(text)}`]
-      })
-    : Effect.succeed(ms)
-}
 
 /** A refusal of the server names places in the document; show them as places in the file. */
 export const inFile = <E>(
@@ -80,13 +70,6 @@ export const inFile = <E>(
 const isApiError = (error: unknown): error is ApiError =>
   typeof error === "object" && error !== null && "_tag" in error && error._tag === "ApiError"
 
-/** A plan before a change: the result itself where people read it, beside it where a program reads the result. */
-const preview = Effect.fn("Act.preview")(function* (planned: Api.DryRun) {
-  const output = yield* Output
-  if (output.form === "table") yield* output.result(`${planText(planned.text, output.paint)}\n`)
-  else yield* output.note(`${planText(planned.text, output.notePaint)}\n`)
-})
-
 const summary = (planned: Api.DryRun): string => {
   const parts = [
     [planned.created.length, "new"],
@@ -96,7 +79,7 @@ const summary = (planned: Api.DryRun): string => {
   return parts.flatMap(([count, word]) => (count === 0 ? [] : [`${count} ${word}`])).join(", ")
 }
 
-const stored = Effect.fn("Act.stored")(function* (applied: Api.Applied, invocation: Arguments.Invocation) {
+const stored = Effect.fn("Act.stored")(function* (applied: Api.Applied, invocation: Invocation) {
   const output = yield* Output
   const text = `Stored: ${applied.created.length} new, ${applied.changed.length} changed, ${applied.unchanged.length} as before, ${applied.pruned.length} removed.\n`
   const kept = applied.prune_kept.map(
@@ -118,26 +101,12 @@ const unfinished = Effect.fn("Act.unfinished")(function* (volumes: ReadonlyArray
   yield* output.note(lines.join(""))
 })
 
-/** One declaration that changes: its plan, the question, the write, what became of it. */
-const change = Effect.fn("Act.change")(function* <E, R>(
-  planned: Api.DryRun,
-  question: string,
-  write: Effect.Effect<Api.Volume, E, R>,
-  said: (volume: Api.Volume, paint: Paint) => string
-) {
-  yield* preview(planned)
-  yield* Confirm.ask(question)
-  const volume = yield* write
-  yield* show(volume, (paint) => said(volume, paint))
-  return "done" as const
-})
-
-export const remove = Effect.fn("Act.remove")(function* (invocation: Arguments.Invocation) {
+export const remove = Effect.fn("Act.remove")(function* (invocation: Invocation) {
   const { client } = yield* Daemon
   const name = invocation.positionals[0] ?? ""
   const policy = invocation.values.policy
   const planned = yield* client.deleteDryRun(name, policy)
-  return yield* change(
+  return yield* Change.change(
     planned,
     `Remove the declaration ${name}?`,
     client.delete(name, policy === undefined ? {} : { policy }),
@@ -159,11 +128,11 @@ const removed = (volume: Api.Volume, takesTime: boolean): string => {
   return takesTime ? `${text}Take it back with: volumed undelete ${volume.name}\n` : text
 }
 
-export const undelete = Effect.fn("Act.undelete")(function* (invocation: Arguments.Invocation) {
+export const undelete = Effect.fn("Act.undelete")(function* (invocation: Invocation) {
   const { client } = yield* Daemon
   const name = invocation.positionals[0] ?? ""
   const planned = yield* client.undeleteDryRun(name)
-  return yield* change(
+  return yield* Change.change(
     planned,
     `Take the removal of ${name} back?`,
     client.undelete(name),
@@ -171,7 +140,7 @@ export const undelete = Effect.fn("Act.undelete")(function* (invocation: Argumen
   )
 })
 
-export const adopt = Effect.fn("Act.adopt")(function* (invocation: Arguments.Invocation) {
+export const adopt = Effect.fn("Act.adopt")(function* (invocation: Invocation) {
   const { client } = yield* Daemon
   const spec = { volume_id: (invocation.positionals[0] ?? "").toLowerCase() }
   const name = invocation.values.name ?? ""
@@ -181,7 +150,7 @@ export const adopt = Effect.fn("Act.adopt")(function* (invocation: Arguments.Inv
     yield* show(declaration, () => `volumes:\n  - name: ${name}\n    volume_id: ${spec.volume_id}\n`)
     return "done" as const
   }
-  return yield* change(
+  return yield* Change.change(
     planned,
     `Declare ${spec.volume_id} as ${name}?`,
     client.put(name, spec, { ifNew: true }),
@@ -190,20 +159,99 @@ export const adopt = Effect.fn("Act.adopt")(function* (invocation: Arguments.Inv
   )
 })
 
-export const approve = Effect.fn("Act.approve")(function* (invocation: Arguments.Invocation) {
+/** Held actions by the plan's digest, or what a maintenance withheld by the digest it gave them. */
+export const approve = Effect.fn("Act.approve")(function* (invocation: Invocation) {
   const { client } = yield* Daemon
-  const output = yield* Output
   const digest = invocation.positionals[0] ?? ""
-  const { plan } = yield* client.plan
-  // The server decides; what it would decide about is shown as far as we know it.
-  const held = plan.digest === digest ? plan.held : []
-  yield* output.note(held.map((item) => `${item.action} ${clean(item.name)} (${item.volume_id})\n`).join(""))
-  yield* Confirm.ask(held.length === 0 ? `Approve ${digest}?` : `Let these ${held.length} held actions run?`)
-  const approved = yield* client.approve(digest)
-  yield* show(
-    approved,
-    () =>
-      `Approved until ${approved.expires_at}: ${approved.approved.map((item) => `${item.action} ${item.name}`).join(", ")}\n`
+  const planned = yield* client.approveDryRun(digest)
+  const { held, withheld } = planned.plan
+  const output = yield* Output
+  const meant = planned.plan.digest === digest ? held : withheld.filter((one) => one.digest === digest)
+  yield* output.note(meant.map((one) => `${one.action} ${clean(one.name)} (volume ${one.volume_id})\n`).join(""))
+  return yield* Change.change(
+    planned,
+    meant.length === 0 ? `Approve ${digest}?` : `Let these ${meant.length} held actions run?`,
+    client.approve(digest),
+    (approved) =>
+      `Approved until ${approved.expires_at}: ${approved.approved.map((one) => `${one.action} ${one.name}`).join(", ")}\n`
   )
-  return "done" as const
+})
+
+export const accept = Effect.fn("Act.accept")(function* (invocation: Invocation) {
+  const { client } = yield* Daemon
+  const { name, generation } = yield* Handle.resolveOne(invocation.positionals[0] ?? "")
+  // Of the declaration that was shown, and no other that somebody writes meanwhile.
+  const write = { ifMatch: generation }
+  const planned = yield* client.acceptDryRun(name, write)
+  return yield* Change.change(
+    planned,
+    `Make what is observed of ${name} its declaration?`,
+    client.accept(name, write),
+    (volume) =>
+      volume.generation === generation
+        ? `${name} is declared as it is already.\n`
+        : `${name} is declared as it is now (generation ${volume.generation}): ${VolumeText.wanted(volume)}\n`
+  )
+})
+
+export const retry = Effect.fn("Act.retry")(function* (invocation: Invocation) {
+  const { client } = yield* Daemon
+  const { name } = yield* Handle.resolveOne(invocation.positionals[0] ?? "")
+  const request = { end_clients: invocation.flags.has("end-clients") }
+  const planned = yield* client.retryDryRun(name, request)
+  return yield* Change.change(
+    planned,
+    request.end_clients ? `End the NBD clients of ${name} and try it at once?` : `Try ${name} again at once?`,
+    client.retry(name, request),
+    () => `${name} is tried again. Follow it with: volumed wait ${name}\n`
+  )
+})
+
+export const pause = Effect.fn("Act.pause")(function* (invocation: Invocation) {
+  const { client, actor } = yield* Daemon
+  const until = yield* Moment.end(invocation)
+  const { name } = yield* Handle.resolveOne(invocation.positionals[0] ?? "")
+  // A patch is merged member by member: null takes away the end of an earlier pause.
+  const paused = { reason: invocation.values.reason ?? "", by: actor, until }
+  const planned = yield* client.patchDryRun(name, { paused })
+  return yield* Change.change(
+    planned,
+    `Pause ${name}${until === null ? "" : ` until ${until}`}?`,
+    client.patch(name, { paused }),
+    () => `${name} is paused${until === null ? "" : ` until ${until}`}. Act for it again with: volumed resume ${name}\n`
+  )
+})
+
+export const resume = Effect.fn("Act.resume")(function* (invocation: Invocation) {
+  const { client } = yield* Daemon
+  const volume = yield* Handle.resolveOne(invocation.positionals[0] ?? "")
+  const { name } = volume
+  if (volume.spec.paused === null) {
+    yield* show(volume, () => `${name} is not paused.\n`)
+    return "done" as const
+  }
+  const planned = yield* client.patchDryRun(name, { paused: null })
+  return yield* Change.change(
+    planned,
+    `Act for ${name} again?`,
+    client.patch(name, { paused: null }),
+    () => `${name} is no longer paused.\n`
+  )
+})
+
+/** A look, not a change: what the daemon does after it, it would have done a little later by itself. */
+export const sync = Effect.fn("Act.sync")(function* () {
+  const { client } = yield* Daemon
+  const pass = yield* client.forceSync
+  yield* show(pass, (paint) => {
+    const counts = [
+      `${pass.settled} of ${pass.declarations} as declared`,
+      `${pass.actions} ${pass.actions === 1 ? "action" : "actions"} taken`,
+      `${pass.blocked} waiting or blocked`,
+      `${pass.operations_settled} operations settled`
+    ]
+    const problems = pass.problems.map((problem) => paint.bad(`! ${clean(problem)}\n`))
+    return `A full pass took ${(pass.duration_ms / 1000).toFixed(1)} s: ${counts.join(", ")}.\n${problems.join("")}`
+  })
+  return pass.problems.length > 0 ? "held" : "done"
 })

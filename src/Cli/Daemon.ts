@@ -1,11 +1,17 @@
 import { Context, Effect } from "effect"
 import type { Volume } from "../../schema/Api.ts"
-import type { Client, Failure, ListFilter } from "../Http/Client.ts"
+import type { Client, ListFilter } from "../Client/Client.ts"
+import type { Failure } from "../Client/Failure.ts"
 
 /** The daemon that client commands talk to, and the only way they do. */
 export class Daemon extends Context.Tag("volumed/src/Cli/Daemon")<
   Daemon,
-  { readonly server: string; readonly client: Client }
+  {
+    readonly server: string
+    readonly client: Client
+    /** Who asks, as the history shows it. */
+    readonly actor: string
+  }
 >() {}
 
 /** What the server gives at most in one answer. */
@@ -28,25 +34,24 @@ export const volumes = Effect.fn("Daemon.volumes")(function* (filter: ListFilter
   return items
 })
 
+/** The declaration of this very name; null when there is none living. */
+export const find = (name: string): Effect.Effect<Volume | null, Failure, Daemon> =>
+  Effect.flatMap(Daemon, ({ client }) =>
+    client
+      .volume(name)
+      .pipe(Effect.catchTag("ApiError", (error) => (error.status === 404 ? Effect.succeed(null) : Effect.fail(error))))
+  )
+
 /** These declarations, wherever they are in the list; one that is not there (any more) is left out. */
 export const named = (
   names: ReadonlyArray<string>,
   set: string | null
 ): Effect.Effect<ReadonlyArray<Volume>, Failure, Daemon> =>
   Effect.gen(function* () {
-    const { client } = yield* Daemon
     if (names.length > 16) {
       const wanted = new Set(names)
       return (yield* volumes(set === null ? {} : { set })).filter((volume) => wanted.has(volume.name))
     }
-    const found = yield* Effect.forEach(
-      names,
-      (name) =>
-        client.volume(name).pipe(
-          Effect.map((volume): Volume | null => volume),
-          Effect.catchTag("ApiError", (error) => (error.status === 404 ? Effect.succeed(null) : Effect.fail(error)))
-        ),
-      { concurrency: 4 }
-    )
+    const found = yield* Effect.forEach(names, find, { concurrency: 4 })
     return found.filter((volume) => volume !== null)
   })

@@ -2,7 +2,7 @@ import { Clock, Data, Effect, Schedule, Schema } from "effect"
 import { unlink, writeFile } from "node:fs/promises"
 import { join, relative } from "node:path"
 import type { Settings } from "../../schema/Settings.ts"
-import * as Client from "../Http/Client.ts"
+import * as Client from "../Client/Client.ts"
 import * as Logging from "../Logging.ts"
 import * as Processes from "../Nbd/Processes.ts"
 import * as SettingsFrom from "../Settings.ts"
@@ -98,6 +98,7 @@ const story = (stage: Stage) =>
   }).pipe(
     Effect.provideService(Daemon, {
       server: stage.server,
+      actor: "demo",
       client: Client.make({ server: stage.server, actor: "demo" })
     }),
     Effect.provideService(Asker, { yes: true, stdin: process.stdin, stderr: process.stderr })

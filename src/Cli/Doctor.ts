@@ -50,7 +50,7 @@ export const doctor = Effect.fn("Doctor.doctor")(function* (invocation: Invocati
 export const outcome = (findings: ReadonlyArray<Finding>): Exit.Outcome =>
   findings.some((finding) => finding.state === "fail") ? "held" : "done"
 
-export const nodeVersion = (version: string): Finding => {
+const nodeVersion = (version: string): Finding => {
   const [major = 0, minor = 0] = version.split(".").map(Number)
   const enough = major > 20 || (major === 20 && minor >= 19)
   return enough ? ok("node", version) : fail("node", version, "install Node.js 20.19 or newer")

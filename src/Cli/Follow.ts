@@ -1,6 +1,6 @@
 import { Clock, Effect, Ref } from "effect"
 import type { Volume } from "../../schema/Api.ts"
-import type { Failure } from "../Http/Client.ts"
+import type { Failure } from "../Client/Failure.ts"
 import * as Daemon from "./Daemon.ts"
 import * as Exit from "./Exit.ts"
 import { Output } from "./Output.ts"
@@ -13,8 +13,14 @@ export interface Request {
   readonly timeoutMs: number
   /** What is waited for; Ready when left out. */
   readonly until?: (volume: Volume) => boolean
+  /** What it means that a declaration is no longer there; an error when left out. */
+  readonly gone?: Exit.Outcome
+  /** Wait to the end although everything left is blocked: somebody may be about to unblock it. */
+  readonly patient?: boolean
 }
 
+/** Ten minutes: an attach behind a full queue takes some. */
+export const WAIT_MS = 600_000
 /** Between two looks. A look that took long is followed by a pause five times as long, so that looking stays cheap. */
 const PERIOD_MS = 300
 /** When all that is left has been blocked for so long, waiting any longer tells nothing new. */
@@ -50,23 +56,23 @@ const watch = Effect.fn("Follow.watch")(function* (request: Request, seen: Ref.R
     const left = volumes.filter((volume) => !until(volume))
     const missing = request.names.length - volumes.length
     // What somebody removed meanwhile will never be Ready: everything else being done, that is the result.
-    if (left.length === 0) return { outcome: missing === 0 ? ("done" as const) : ("error" as const), volumes }
+    if (left.length === 0) return { outcome: missing === 0 ? ("done" as const) : (request.gone ?? "error"), volumes }
     blockedSince = left.length > 0 && left.every(VolumeText.isBlocked) ? (blockedSince ?? now) : null
-    if (blockedSince !== null && now - blockedSince >= BLOCKED_MS) return { outcome: "held" as const, volumes }
+    if (request.patient !== true && blockedSince !== null && now - blockedSince >= BLOCKED_MS)
+      return { outcome: "held" as const, volumes }
     if (now >= deadline) return { outcome: Exit.combine(left.map(unfinished)), volumes }
     yield* Effect.sleep(Math.max(PERIOD_MS, (now - before) * 5))
   }
 })
 
 /** A daemon that restarts while we wait is no reason to give up. */
-const patient = <A>(
-  look: Effect.Effect<A, Failure, Daemon.Daemon>,
-  deadline: number
-): Effect.Effect<A, Failure, Daemon.Daemon> =>
+export const patient = <A, R>(look: Effect.Effect<A, Failure, R>, deadline: number): Effect.Effect<A, Failure, R> =>
   look.pipe(
     Effect.catchTag("ServerUnreachable", (error) =>
       Effect.flatMap(Clock.currentTimeMillis, (now) =>
-        now >= deadline ? Effect.fail(error) : Effect.zipRight(Effect.sleep(1000), patient(look, deadline))
+        now >= deadline || !error.transient
+          ? Effect.fail(error)
+          : Effect.zipRight(Effect.sleep(1000), patient(look, deadline))
       )
     )
   )

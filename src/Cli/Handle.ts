@@ -1,7 +1,7 @@
-import { Data, Effect } from "effect"
+import { Data, Effect, Schema } from "effect"
 import type { Volume } from "../../schema/Api.ts"
-import { serialOf } from "../../schema/Ids.ts"
-import * as Arguments from "./Arguments.ts"
+import { Name, OperationId, serialOf } from "../../schema/Ids.ts"
+import { nearest } from "../../schema/Nearest.ts"
 import * as Daemon from "./Daemon.ts"
 
 export class HandleUnknown extends Data.TaggedError("HandleUnknown")<{ readonly message: string }> {}
@@ -36,12 +36,28 @@ const named = (path: string | null, handle: string): boolean => path !== null &&
 
 const baseName = (path: string): string => path.slice(path.lastIndexOf("/") + 1)
 
-/** All that the handle means; at least one. */
+/** All that the handle means; at least one. An operation's id means the declaration it belongs to. */
 export const resolve = Effect.fn("Handle.resolve")(function* (handle: string) {
+  // One look instead of a whole list, for that is what nearly every handle is.
+  const declared = isName(handle) ? yield* Daemon.find(handle) : null
+  if (declared !== null) return [declared]
+  if (isOperation(handle)) return [yield* ofOperation(handle)]
   const volumes = yield* Daemon.volumes()
   const found = match(handle, volumes)
   if (found.length > 0) return found
   return yield* new HandleUnknown({ message: unknown(handle, volumes) })
+})
+
+export const isName = Schema.is(Name)
+export const isOperation = Schema.is(OperationId)
+
+const ofOperation = Effect.fn("Handle.ofOperation")(function* (id: string) {
+  const { client } = yield* Daemon.Daemon
+  const { name, uid } = yield* client.operation(id)
+  const volume = yield* Daemon.find(name)
+  // The name may be another declaration's by now.
+  if (volume?.uid === uid) return volume
+  return yield* new HandleUnknown({ message: `${id} belongs to ${name}, which is no longer declared` })
 })
 
 /** The one volume that the handle means. */
@@ -55,7 +71,7 @@ export const resolveOne = Effect.fn("Handle.resolveOne")(function* (handle: stri
 })
 
 const unknown = (handle: string, volumes: ReadonlyArray<Volume>): string => {
-  const near = Arguments.nearest(
+  const near = nearest(
     handle,
     volumes.map((volume) => volume.name)
   )

@@ -1,11 +1,10 @@
 import { Effect } from "effect"
 import type * as Api from "../../schema/Api.ts"
-import type { PlanItem } from "../../schema/Action.ts"
 import type { Invocation } from "./Arguments.ts"
 import * as Daemon from "./Daemon.ts"
 import type * as Exit from "./Exit.ts"
 import * as Handle from "./Handle.ts"
-import { clean, Output, show, table, type Paint } from "./Output.ts"
+import { clean, Output, show, size, table, type Paint } from "./Output.ts"
 import * as VolumeText from "./VolumeText.ts"
 
 export const get = Effect.fn("Look.get")(function* (invocation: Invocation) {
@@ -21,62 +20,7 @@ export const get = Effect.fn("Look.get")(function* (invocation: Invocation) {
   return "done" as const
 })
 
-/** Looking finds nothing to do, whatever it sees: the exit code speaks of the looking. */
-export const explain = Effect.fn("Look.explain")(function* (invocation: Invocation) {
-  const { client } = yield* Daemon.Daemon
-  const volume = yield* Handle.resolveOne(invocation.positionals[0] ?? "")
-  const { plan } = yield* client.plan
-  const item = plan.items.find((candidate) => candidate.uid === volume.uid) ?? null
-  const command = nextCommand(volume, item, plan.digest)
-  yield* show({ volume, plan: item, command }, (paint) =>
-    VolumeText.explanation(volume, item === null ? "" : chain(item, paint), command, paint)
-  )
-  return "done" as const
-})
-
-const chain = (item: PlanItem, paint: Paint): string => {
-  const steps = item.chain.map(
-    (action, index) => `  ${index + 1}. ${action._tag.toLowerCase().padEnd(12)}${clean(action.reason)}\n`
-  )
-  const blocked =
-    item.blocked === null
-      ? ""
-      : `\n${paint.bad(`${item.blocked.reason}: ${clean(item.blocked.message)}`)}\n  ${clean(item.blocked.suggestion)}\n`
-  return `${steps.length === 0 ? "" : `The way to the goal:\n${steps.join("")}`}${blocked}`
-}
-
-/** What a person can type now: never a guess that would change something nobody asked for. */
-export const nextCommand = (volume: Api.Volume, item: PlanItem | null, digest: string | null): string => {
-  const reason = item?.blocked?.reason ?? null
-  if (reason === "HeldForApproval" && digest !== null) return `volumed approve ${digest}`
-  if (volume.deletion !== null) return `volumed undelete ${volume.name}`
-  switch (reason) {
-    case "CloudStackUnread":
-    case "GuestUnread":
-    case "NbdUnread":
-    case "NbdNotInstalled":
-    case "NbdConfigBroken":
-    case "NbdServerForeign":
-    case "HoldFile":
-      return "volumed doctor"
-    case "SizeRequired":
-    case "OfferingRequired":
-    case "ZoneRequired":
-    case "VolumeNotFound":
-    case "VolumeUnknown":
-    case "VolumeClaimed":
-    case "ForeignAttachment":
-    case "DriftHeld":
-      return "volumed apply -f FILE"
-    default:
-      break
-  }
-  const operation = volume.status.last_operation_id
-  if (VolumeText.isReady(volume) || operation === null) return `volumed get ${volume.name} -o yaml`
-  return `volumed ops ${operation}`
-}
-
-export const drift = Effect.fn("Look.drift")(function* (_invocation: Invocation) {
+export const drift = Effect.fn("Look.drift")(function* () {
   const { client } = yield* Daemon.Daemon
   const answer = yield* client.drift
   yield* show(answer, (paint) => driftText(answer, paint))
@@ -112,7 +56,10 @@ const driftItem = (item: Api.DriftItem, paint: Paint): string => {
     item.next_actions.length === 0 ? "" : `repair: ${item.next_actions.join(", ").toLowerCase()}`
   ].filter((fact) => fact !== "")
   const blocked =
-    item.blocked === null ? "" : `    ${paint.bad(`${item.blocked.reason}: ${clean(item.blocked.message)}`)}\n`
+    item.blocked === null
+      ? ""
+      : `    ${paint.bad(`${item.blocked.reason}: ${clean(item.blocked.message)}`)}\n` +
+        (item.blocked.suggestion === "" ? "" : `      ${paint.faint(clean(item.blocked.suggestion))}\n`)
   return (
     `${paint.warn("!")} ${paint.strong(clean(item.name))}  ${item.aspect ?? ""}: ${clean(item.message)}\n` +
     (facts.length === 0 ? "" : `    ${clean(facts.join("; "))}\n`) +
@@ -120,55 +67,75 @@ const driftItem = (item: Api.DriftItem, paint: Paint): string => {
   )
 }
 
-export const operations = Effect.fn("Look.operations")(function* (invocation: Invocation) {
+export const exports = Effect.fn("Look.exports")(function* () {
   const { client } = yield* Daemon.Daemon
-  const id = invocation.positionals[0]
-  if (id !== undefined) {
-    const operation = yield* client.operation(id)
-    yield* show(operation, (paint) => operationText(operation, paint))
-    return "done" as const
-  }
-  const { items, next } = yield* client.operations({ limit: OPERATIONS_SHOWN })
   const output = yield* Output
-  if (items.length === 0 && output.form === "table") {
-    yield* output.note("No operations yet.\n")
-    return "done" as const
-  }
-  yield* show(items, (paint) => operationList(items, paint))
-  if (next !== null) yield* output.note(`The newest ${items.length} are shown.\n`)
+  const answer = yield* client.exports
+  const names = output.form === "table" && answer.count > 0 ? yield* declaredNames : new Map<string, string>()
+  yield* show(answer, (paint) => exportsText(answer, names, paint))
   return "done" as const
 })
 
-const OPERATIONS_SHOWN = 100
+const exportsText = (answer: Api.Exports, names: ReadonlyMap<string, string>, paint: Paint): string => {
+  const { engine, version, host, port, state } = answer.server
+  const server = [engine, version ?? "", `on ${host}:${port}`].filter((part) => part !== "").join(" ")
+  const running = state === "running" ? paint.good(state) : paint.bad(state)
+  const rows = answer.exports.map((one) => [
+    one.name,
+    names.get(one.volume_id) ?? (one.volume_id || "-"),
+    one.status,
+    one.served ? "yes" : "no",
+    one.size === 0 ? "-" : size(one.size),
+    one.read_only ? "ro" : "rw",
+    one.kernel_path || "-",
+    String(one.connections.length),
+    one.verified_at ?? "-"
+  ])
+  const headers = ["EXPORT", "VOLUME", "STATUS", "SERVED", "SIZE", "MODE", "DEVICE", "CLIENTS", "VERIFIED"]
+  const list = table(headers, rows, (cell, column, row) => {
+    const status = answer.exports[row]?.status
+    if (column !== 2) return cell
+    if (status === "active") return paint.good(cell)
+    return status === "failed" ? paint.bad(cell) : paint.warn(cell)
+  })
+  const notes = answer.exports.flatMap((one) => [
+    ...one.connections.map((client) => `${clean(one.name)} is held by ${clean(VolumeText.connection(client))}\n`),
+    ...(one.problem === null ? [] : [paint.bad(`! ${clean(one.name)}: ${clean(one.problem)}`) + "\n"])
+  ])
+  const body = answer.count === 0 ? "Nothing is exported.\n" : list
+  return `${clean(server)} is ${running}\n\n${body}${notes.length === 0 ? "" : `\n${notes.join("")}`}`
+}
 
-const operationList = (items: ReadonlyArray<Api.OperationAnswer>, paint: Paint): string =>
-  table(
-    ["ID", "TYPE", "NAME", "STATUS", "PHASE", "CAUSE", "CREATED", "ERROR"],
-    items.map((o) => [o.id, o.type, o.name, o.status, o.phase, o.cause, o.created_at, o.error ?? ""]),
-    (cell, column, row) => {
-      const status = items[row]?.status
-      if (column !== 3) return cell
-      if (status === "failed") return paint.bad(cell)
-      return status === "completed" ? paint.good(cell) : cell
-    }
+/** Declared names by volume id, for people; programs read the ids. */
+export const declaredNames = Effect.map(
+  Daemon.volumes(),
+  (volumes) =>
+    new Map<string, string>(
+      volumes.flatMap(({ name, status }) => (status.volume_id === null ? [] : [[status.volume_id, name]]))
+    )
+)
+
+export const offerings = Effect.fn("Look.offerings")(function* () {
+  const { client } = yield* Daemon.Daemon
+  const answer = yield* client.offerings
+  yield* show(answer, () => offeringsText(answer))
+  return "done" as const
+})
+
+const offeringsText = (answer: Api.OfferingList): string => {
+  const mark = (id: string, chosen: string | null) => (id === chosen ? "default" : "-")
+  const offered = table(
+    ["DISK OFFERING", "NAME", "SIZE", "DEFAULT"],
+    answer.items.map((one) => [
+      one.id,
+      one.name,
+      one.customized ? "as declared" : `${one.size_gib}GiB`,
+      mark(one.id, answer.default_disk_offering_id)
+    ])
   )
-
-const operationText = (operation: Api.OperationAnswer, paint: Paint): string => {
-  const facts: ReadonlyArray<readonly [string, string | undefined]> = [
-    ["declaration", `${operation.name} (generation ${operation.generation})`],
-    ["volume", operation.volume_id],
-    ["VM", operation.vm_id],
-    ["status", `${operation.status} (${operation.phase})`],
-    ["cause", `${operation.cause}, by ${operation.actor}`],
-    ["reason", typeof operation.request["reason"] === "string" ? operation.request["reason"] : undefined],
-    ["CloudStack job", operation.job_id],
-    ["attempts", String(operation.attempts)],
-    ["created", operation.created_at],
-    ["updated", operation.updated_at],
-    ["completed", operation.completed_at],
-    ["part of", operation.parent_id],
-    ["error", operation.error]
-  ]
-  const rows = facts.flatMap(([label, fact]) => (fact ? [`  ${label.padEnd(16)}${clean(fact)}\n`] : []))
-  return `${paint.strong(`${operation.type} ${operation.id}`)}\n${rows.join("")}`
+  const zones = table(
+    ["ZONE", "NAME", "DEFAULT"],
+    answer.zones.map((zone) => [zone.id, zone.name, mark(zone.id, answer.default_zone_id)])
+  )
+  return `${offered}\n${zones}`
 }

@@ -36,7 +36,6 @@ const painted = (on: boolean): Paint => {
 }
 
 export const plain: Paint = painted(false)
-export const coloured: Paint = painted(true)
 
 export const layer = (
   form: Form,
@@ -70,6 +69,21 @@ export const show = Effect.fn("Output.show")(function* (value: unknown, text: (p
     case "yaml": {
       const { render } = yield* Effect.promise(() => import("./Yaml.ts"))
       return yield* output.result(render(value))
+    }
+    case "table":
+      return yield* output.result(text(output.paint))
+  }
+})
+
+/** One of many results that come one after the other: a line of JSON or a document of YAML each. */
+export const showEach = Effect.fn("Output.showEach")(function* (value: unknown, text: (paint: Paint) => string) {
+  const output = yield* Output
+  switch (output.form) {
+    case "json":
+      return yield* output.result(`${JSON.stringify(value)}\n`)
+    case "yaml": {
+      const { render } = yield* Effect.promise(() => import("./Yaml.ts"))
+      return yield* output.result(`---\n${render(value)}`)
     }
     case "table":
       return yield* output.result(text(output.paint))

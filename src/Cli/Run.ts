@@ -1,7 +1,9 @@
 import { Cause, Effect, Exit as EffectExit, Fiber, Layer } from "effect"
 import { hostname, userInfo } from "node:os"
-import * as Client from "../Http/Client.ts"
-import type { CommandName, Invocation } from "./Arguments.ts"
+import * as Client from "../Client/Client.ts"
+import * as Failure from "../Client/Failure.ts"
+import type { Invocation } from "./Arguments.ts"
+import type { CommandName } from "./Commands.ts"
 import { Asker } from "./Confirm.ts"
 import { Daemon } from "./Daemon.ts"
 import * as Exit from "./Exit.ts"
@@ -21,10 +23,24 @@ const commands: Readonly<Record<CommandName, () => Promise<Command>>> = {
   undelete: async () => (await import("./Act.ts")).undelete,
   adopt: async () => (await import("./Act.ts")).adopt,
   approve: async () => (await import("./Act.ts")).approve,
+  accept: async () => (await import("./Act.ts")).accept,
+  retry: async () => (await import("./Act.ts")).retry,
+  pause: async () => (await import("./Act.ts")).pause,
+  resume: async () => (await import("./Act.ts")).resume,
+  sync: async () => (await import("./Act.ts")).sync,
+  maintenance: async () => (await import("./Maintenance.ts")).maintenance,
   get: async () => (await import("./Look.ts")).get,
-  explain: async () => (await import("./Look.ts")).explain,
   drift: async () => (await import("./Look.ts")).drift,
-  ops: async () => (await import("./Look.ts")).operations
+  exports: async () => (await import("./Look.ts")).exports,
+  offerings: async () => (await import("./Look.ts")).offerings,
+  devices: async () => (await import("./Devices.ts")).devices,
+  explain: async () => (await import("./Explain.ts")).explain,
+  ops: async () => (await import("./Operations.ts")).operations,
+  cancel: async () => (await import("./Operations.ts")).cancel,
+  log: async () => (await import("./History.ts")).log,
+  watch: async () => (await import("./History.ts")).watch,
+  wait: async () => (await import("./Wait.ts")).wait,
+  completion: async () => (await import("./Completion.ts")).completion
 }
 
 /** From a command line to an exit code. */
@@ -32,7 +48,7 @@ export const run = (invocation: Invocation): void => {
   const layers = Layer.mergeAll(
     Output.layer(invocation.output, process, process.env),
     Layer.succeed(Asker, { yes: invocation.flags.has("yes"), stdin: process.stdin, stderr: process.stderr }),
-    Layer.sync(Daemon, () => ({ server: invocation.server, client: client(invocation.server) }))
+    Layer.sync(Daemon, () => daemon(invocation.server))
   )
   const program = Effect.promise(commands[invocation.command]).pipe(
     Effect.flatMap((command) => command(invocation)),
@@ -47,13 +63,14 @@ export const run = (invocation: Invocation): void => {
   })
 }
 
-const client = (server: string): Client.Client => {
+const daemon = (server: string): Daemon["Type"] => {
   const token = process.env["VOLUMED_TOKEN"]
-  return Client.make({ server, actor: actor(), ...(token ? { token } : {}) })
+  const actor = whoAsks()
+  return { server, actor, client: Client.make({ server, actor, ...(token ? { token } : {}) }) }
 }
 
-/** Who asks, for the history; a system that knows no name for us is no reason to fail. */
-const actor = (): string => {
+/** A system that knows no name for us is no reason to fail. */
+const whoAsks = (): string => {
   const user = EffectExit.match(Effect.runSyncExit(Effect.try(() => userInfo().username)), {
     onSuccess: (name) => name,
     onFailure: () => "cli"
@@ -101,14 +118,14 @@ const failure = (cause: Cause.Cause<unknown>): string => {
 }
 
 const describe = (error: unknown): string => {
-  if (error instanceof Client.ApiError) return apiError(error)
-  if (error instanceof Client.ServerUnreachable) {
+  if (error instanceof Failure.ApiError) return apiError(error)
+  if (error instanceof Failure.ServerUnreachable) {
     return `${error.message}\n  Is the daemon running? Start it with: volumed serve\n  Another address: --server URL, or VOLUMED_SERVER`
   }
   return error instanceof Error ? error.message : String(error)
 }
 
-const apiError = (error: Client.ApiError): string => {
+const apiError = (error: Failure.ApiError): string => {
   const problems = error.problems.map(
     ({ name, field, problem }) =>
       `\n  ${[name, field, problem]

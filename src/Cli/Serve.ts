@@ -48,6 +48,12 @@ const serving = Effect.fn("Serve.serve")(function* (invocation: Invocation) {
 /** Settings that say nothing about where things are: a sandbox takes these, and these alone, from around it. */
 const portable: ReadonlyArray<string> = [
   "LISTEN",
+  "VOLUMED_TOKEN_FILE",
+  "TLS_CERT_FILE",
+  "TLS_KEY_FILE",
+  "RATE_LIMIT",
+  "DECLARATIONS_MAX",
+  "V1_ATTACH_EXPORTS",
   "LOG_LEVEL",
   "LOG_FORMAT",
   "RESYNC_INTERVAL",

@@ -49,9 +49,18 @@ interface Journal {
   readonly operations: ReadonlyArray<Operation>
   readonly approved: ReadonlySet<string>
   readonly destructive_last_hour: number
+  readonly maintenance: Plan.Input["maintenance"]
+  readonly withheld: Plan.Input["withheld"]
 }
 
-const empty: Journal = { declarations: [], operations: [], approved: new Set(), destructive_last_hour: 0 }
+const empty: Journal = {
+  declarations: [],
+  operations: [],
+  approved: new Set(),
+  destructive_last_hour: 0,
+  maintenance: null,
+  withheld: []
+}
 
 /** What the daemon has stored. A database that is not there yet is not made by looking. */
 const journal = Effect.fn("Standalone.journal")(function* (settings: Settings) {
@@ -63,7 +72,9 @@ const journal = Effect.fn("Standalone.journal")(function* (settings: Settings) {
       declarations: (yield* store.declarations).filter(isLiving),
       operations: yield* store.unresolved,
       approved: new Set((yield* store.approvals(now)).map(Plan.heldKey)),
-      destructive_last_hour: yield* store.destructiveSince(now - HOUR_MS)
+      destructive_last_hour: yield* store.destructiveSince(now - HOUR_MS),
+      maintenance: Plan.maintained(yield* store.maintenance),
+      withheld: yield* store.withheld
     } satisfies Journal
   }).pipe(Effect.provide(Sql.layerDsn(settings.database_dsn)))
 })

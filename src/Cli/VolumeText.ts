@@ -1,4 +1,4 @@
-import type { Volume } from "../../schema/Api.ts"
+import type { ExportAnswer, Volume } from "../../schema/Api.ts"
 import type { Condition } from "../../schema/Condition.ts"
 import { clean, size, table, type Paint } from "./Output.ts"
 import type { Line } from "./Progress.ts"
@@ -102,8 +102,16 @@ const placeOf = (volume: Volume): string => {
   return kernel_path === null ? attached_to : "appliance"
 }
 
+interface Explained {
+  readonly volume: Volume
+  /** Who has its export open, one line each. */
+  readonly holders: ReadonlyArray<string>
+  readonly chain: string
+  readonly command: string
+}
+
 /** Everything that is known about one volume, what it waits for, and last of all the command to type. */
-export const explanation = (volume: Volume, chain: string, command: string, paint: Paint): string => {
+export const explanation = ({ volume, holders, chain, command }: Explained, paint: Paint): string => {
   const suggestion = clean(readiness(volume)?.suggestion ?? "")
   const head = `${volume.name}: ${state(volume)}`
   const shade = isReady(volume) ? paint.good : isBlocked(volume) ? paint.bad : paint.warn
@@ -123,6 +131,8 @@ export const explanation = (volume: Volume, chain: string, command: string, pain
         : `${volume.status.kernel_path ?? "?"} = ${volume.status.by_id_path}`
     ],
     ["export", exportFact(volume)],
+    ...holders.map((holder) => ["held by", holder] as const),
+    ...(volume.spec.paused === null ? [] : [["paused", paused(volume.spec.paused)] as const]),
     ...(volume.deletion === null ? [] : [["removal", removal(volume.deletion)] as const]),
     ...(volume.status.retry_at === null ? [] : [["looked at again", volume.status.retry_at] as const]),
     ...(volume.status.last_operation_id === null ? [] : [["last operation", volume.status.last_operation_id] as const])
@@ -141,10 +151,13 @@ export const explanation = (volume: Volume, chain: string, command: string, pain
   ].join("")
 }
 
-const wanted = (volume: Volume): string => {
+/** What its declaration asks for, in words. */
+export const wanted = (volume: Volume): string => {
   const { spec } = volume
   const place =
-    spec.attached_to === null ? "attached where it is (not ours to decide)" : `attached to ${spec.attached_to}`
+    spec.attached_to === null
+      ? "attached where it is (not ours to decide)"
+      : `attached to ${spec.attached_to === "none" ? "no VM" : spec.attached_to}`
   const exported =
     spec.export_wanted === null
       ? "export not ours to decide"
@@ -170,6 +183,13 @@ const exportFact = (volume: Volume): string => {
   const verified = served.verified_at === null ? "not verified yet" : `verified ${served.verified_at}`
   return `${uri(served)}, ${verified}, ${served.connections} connection${served.connections === 1 ? "" : "s"}`
 }
+
+/** One client of an export; the peer is null where /proc does not tell. */
+export const connection = ({ peer, pid, since }: ExportAnswer["connections"][number]): string =>
+  `${peer ?? "a client whose address is not known"} (process ${pid})${since === null ? "" : ` since ${since}`}`
+
+const paused = ({ reason, by, until }: NonNullable<Volume["spec"]["paused"]>): string =>
+  `by ${by}${until === undefined ? "" : ` until ${until}`}: ${reason}`
 
 const removal = (deletion: NonNullable<Volume["deletion"]>): string =>
   `${deletion.policy}, asked for by ${deletion.by} at ${deletion.requested_at}, not before ${deletion.execute_after}` +

@@ -2,6 +2,7 @@ import { Effect } from "effect"
 import { Misconfigured } from "../../schema/Errors.ts"
 import * as Sandbox from "../Simulation/Sandbox.ts"
 import * as Arguments from "./Arguments.ts"
+import type { OptionName } from "./Commands.ts"
 
 /** The sandbox that the flags ask for. */
 export const options = (invocation: Arguments.Invocation): Effect.Effect<Sandbox.Options, Misconfigured> => {
@@ -22,7 +23,7 @@ export const options = (invocation: Arguments.Invocation): Effect.Effect<Sandbox
 
 const field = <A>(
   values: Arguments.Invocation["values"],
-  name: Arguments.OptionName,
+  name: OptionName,
   example: string,
   parse: (text: string) => A | null,
   otherwise: A

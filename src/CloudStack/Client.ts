@@ -1,5 +1,6 @@
 import { Clock, type Context, Effect, Either, Option, Random } from "effect"
 import type { Gate } from "../../reconciler/Gate.ts"
+import * as Metrics from "../../reconciler/Metrics.ts"
 import * as Wire from "../../schema/CloudStack.ts"
 import {
   CloudStackRefused,
@@ -20,6 +21,7 @@ export type ReadCommand =
   | "listDiskOfferings"
   | "listCapabilities"
   | "queryAsyncJobResult"
+  | "listEvents"
 
 type Decode<A> = (body: unknown) => Either.Either<A, string>
 
@@ -33,25 +35,30 @@ export type Read = <A>(
   decode: Decode<A>
 ) => Effect.Effect<A, CloudStackUnavailable | CloudStackRefused>
 
-/** Tries of one read in all. */
+/** Tries of one read in all, unless it is said otherwise. */
 const READ_TRIES = 3
 /** Pause before the second try, ms; doubled for the third. Up to half as much again is added by chance. */
 const READ_PAUSE_MS = 250
 /** A server that asks for a longer pause is left alone until the next pass. */
 const READ_PAUSE_LIMIT_MS = 15_000
 
-export const reader = (transport: Transport): Read => {
+export const reader = (transport: Transport, tries = READ_TRIES): Read => {
   const timeout_ms = transport.config.read_timeout_ms
   const attempt = <A>(command: ReadCommand, parameters: Parameters, decode: Decode<A>) =>
     transport.send({ command, parameters, timeout_ms, beforeSend: Effect.void }).pipe(
       Effect.mapError((unanswered) => unreadBy(command, unanswered)),
-      Effect.flatMap((answer) => readingOf(command, decode, answer))
+      Effect.flatMap((answer) => readingOf(command, decode, answer)),
+      Effect.tapError(({ error }) =>
+        error._tag === "CloudStackUnavailable" && error.kind === "undecodable"
+          ? Metrics.undecodable(command)
+          : Effect.void
+      )
     )
   const from =
     (tried: number): Read =>
     (command, parameters, decode) =>
       Effect.catchAll(attempt(command, parameters, decode), (failure) => {
-        const pause = pauseBefore(failure.retry, tried)
+        const pause = tried >= tries ? null : pauseBefore(failure.retry, tried)
         if (pause === null) return Effect.fail(failure.error)
         return Effect.andThen(sleepAbout(pause), from(tried + 1)(command, parameters, decode))
       })
@@ -65,7 +72,7 @@ interface ReadFailure {
 }
 
 const pauseBefore = (retry: ReadFailure["retry"], tried: number): number | null => {
-  if (tried >= READ_TRIES || retry === "never") return null
+  if (retry === "never") return null
   if (retry === "once") return tried === 1 ? 0 : null
   const pause = READ_PAUSE_MS * 2 ** (tried - 1)
   if (retry === "later") return pause
@@ -265,15 +272,17 @@ const outcomeOf = <A>(
 ): Effect.Effect<Accepted<A>, CloudStackRefused | OutcomeUnknown> =>
   Effect.gen(function* () {
     const { submitted_at, expires_at } = answer
-    const unknown = (detail: string) => new OutcomeUnknown({ command, detail, expires_at })
+    const unknown = (detail: string, code?: number) =>
+      new OutcomeUnknown({ command, detail, expires_at, ...(code === undefined ? {} : { code }) })
     if (answer.status === 200) {
       const decoded = Either.flatMap(Wire.parseStrictly(answer.text), decode)
-      return { answer: yield* Either.mapLeft(decoded, unknown), submitted_at, expires_at }
+      if (Either.isLeft(decoded)) yield* Metrics.undecodable(command)
+      return { answer: yield* Either.mapLeft(decoded, (detail) => unknown(detail)), submitted_at, expires_at }
     }
     const words = wordsOf(command, answer)
     const late = (yield* Clock.currentTimeMillis) >= expires_at
     if (words === null || !provesNoEffect(command, answer.status, words.errortext ?? "")) {
-      return yield* unknown(saying(answer, words))
+      return yield* unknown(saying(answer, words), words?.errorcode)
     }
     if (answer.status === 401 && late) return yield* unknown(saying(answer, words))
     return yield* refusal(command, answer.status, words, saying(answer, words))

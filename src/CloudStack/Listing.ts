@@ -30,7 +30,7 @@ export interface Listed<A extends Row> {
 }
 
 /** The server's own default limit, `default.page.size`; asking for more than it allows is refused with 431. */
-const PAGE_ROWS = 500
+export const PAGE_ROWS = 500
 /** Pages of one reading: 100,000 rows. What is longer is incomplete and says so. */
 const PAGES = 200
 /** Readings of one listing whose pages do not agree with their count. */
@@ -140,7 +140,7 @@ const readPage = <A>(
   })
 
 /** A server whose `default.page.size` was lowered names it. */
-const allowedRows = (refused: CloudStackRefused): number | null => {
+export const allowedRows = (refused: CloudStackRefused): number | null => {
   const found = /max allowed page size value: (\d{1,4})\b/.exec(refused.text)?.[1]
   return refused.code === Wire.ApiErrorCode.PARAM_ERROR && found !== undefined && Number(found) > 0
     ? Number(found)

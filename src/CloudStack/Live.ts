@@ -9,6 +9,7 @@ import type { CloudVolume } from "../../schema/Inventory.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as ByIds from "./ByIds.ts"
 import * as Client from "./Client.ts"
+import * as Events from "./Events.ts"
 import * as Listings from "./Listing.ts"
 import * as Mutations from "./Mutations.ts"
 import * as Transport from "./Transport.ts"
@@ -17,7 +18,7 @@ import * as Transport from "./Transport.ts"
 export const layerRead = (config: Settings["cloudstack"]): Layer.Layer<CloudStackRead, never, HttpClient.HttpClient> =>
   Layer.effect(
     CloudStackRead,
-    Effect.flatMap(Transport.make(config), (transport) => makeReads(Client.reader(transport), config.project_id))
+    Effect.flatMap(Transport.make(config), (transport) => makeReads(transport))
   )
 
 /** CloudStack, both ports on one set of connections. */
@@ -27,7 +28,7 @@ export const layer = (
   Layer.effectContext(
     Effect.gen(function* () {
       const transport = yield* Transport.make(config)
-      const reads = yield* makeReads(Client.reader(transport), config.project_id)
+      const reads = yield* makeReads(transport)
       const mutate = yield* Client.mutator(transport, yield* Gate)
       return Context.make(CloudStackRead, reads).pipe(
         Context.add(CloudStack, yield* Mutations.make(mutate, reads, config.project_id))
@@ -35,11 +36,15 @@ export const layer = (
     })
   )
 
-const makeReads = (read: Client.Read, projectId: string | null): Effect.Effect<Context.Tag.Service<CloudStackRead>> =>
-  Effect.map(Listings.make(read), (list) => {
+const makeReads = (transport: Transport.Transport): Effect.Effect<Context.Tag.Service<CloudStackRead>> =>
+  Effect.gen(function* () {
+    const read = Client.reader(transport)
+    const list = yield* Listings.make(read)
     const byIds = ByIds.make(read)
+    const { project_id } = transport.config
     // Without listall an administrator sees only what is his own.
-    const scope = { listall: "true", ...(projectId === null ? {} : { projectid: projectId }) }
+    const scope = { listall: "true", ...(project_id === null ? {} : { projectid: project_id }) }
+    const events = yield* Events.make(Client.reader(transport, 1), scope)
     const volumes = { command: "listVolumes", element: "volume", decode: Wire.volumes, parameters: scope } as const
     const machines = {
       command: "listVirtualMachines",
@@ -72,7 +77,8 @@ const makeReads = (read: Client.Read, projectId: string | null): Effect.Effect<C
         })
       ),
       zones: readable(list({ command: "listZones", element: "zone", decode: Wire.zones, parameters: {} })),
-      capabilities: Effect.mapError(read("listCapabilities", {}, Wire.capabilities), unavailable)
+      capabilities: Effect.mapError(read("listCapabilities", {}, Wire.capabilities), unavailable),
+      events
     }
   })
 

@@ -3,6 +3,7 @@ import type * as HttpClientError from "@effect/platform/HttpClientError"
 import * as HttpClientRequest from "@effect/platform/HttpClientRequest"
 import type * as HttpClientResponse from "@effect/platform/HttpClientResponse"
 import { Clock, Data, Effect, Redacted, Ref, type Scope, Stream } from "effect"
+import * as Metrics from "../../reconciler/Metrics.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Signature from "./Signature.ts"
 
@@ -83,7 +84,8 @@ export const make = (config: Settings["cloudstack"]): Effect.Effect<Transport, n
       const request = HttpClientRequest.bodyText(HttpClientRequest.post(config.api_url), body, FORM)
       const answer = yield* exchange(http, request, times, clock).pipe(
         Effect.scoped,
-        Effect.timeoutFail({ duration: call.timeout_ms, onTimeout: () => timedOut(call, times) })
+        Effect.timeoutFail({ duration: call.timeout_ms, onTimeout: () => timedOut(call, times) }),
+        Metrics.calling(call.command)
       )
       return answer.status === 200 ? answer : { ...answer, text: withoutSecrets(answer.text, config, body) }
     }, slots.withPermits(1))

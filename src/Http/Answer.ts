@@ -1,12 +1,26 @@
+import { Data, type Stream } from "effect"
 import type * as Api from "../../schema/Api.ts"
 import type { Status } from "../../schema/Condition.ts"
 import type { Declaration } from "../../schema/Declaration.ts"
 import type { Inventory, Source } from "../../schema/Inventory.ts"
 import type { Operation } from "../../schema/Operation.ts"
 
+/** A body that is no JSON. */
+export class Text extends Data.TaggedClass("Text")<{ readonly text: string; readonly content_type: string }> {}
+
+/** A body that goes on, until the client leaves or the server stops. It holds no place among the requests worked on. */
+export class Streamed extends Data.TaggedClass("Streamed")<{
+  readonly stream: Stream.Stream<Uint8Array>
+  readonly content_type: string
+}> {}
+
+export const isText = (body: unknown): body is Text => body instanceof Text
+export const isStream = (body: unknown): body is Streamed => body instanceof Streamed
+
 /** What a handler answers. */
 export interface Answer {
   readonly status: number
+  /** JSON, `Text` or `Streamed`. */
   readonly body: unknown
   readonly headers?: Readonly<Record<string, string>>
 }
@@ -56,6 +70,18 @@ export const operation = (operation: Operation): Api.OperationAnswer => ({
   attempts: operation.attempts,
   ...(operation.parent_id === null ? {} : { parent_id: operation.parent_id })
 })
+
+/** A call as it is accepted: pending, whatever has become of it by the time of the answer. */
+export const accepted = (operation_: Operation): Api.OperationAnswer =>
+  operation({
+    ...operation_,
+    status: "pending",
+    phase: "intended",
+    response: null,
+    error: null,
+    completed_at: null,
+    updated_at: operation_.created_at
+  })
 
 export const sources = (inventory: Inventory): Api.Sources => ({
   cloudstack: source(inventory.cloud),

@@ -10,10 +10,11 @@ const AGE_MS_MAX = 24 * 3_600_000
 /** An id that is not in the catalogue may be new; but the catalogue is not read again for every wrong id. */
 const REFRESH_MS_MIN = 5_000
 
-interface Listing {
+export interface Listing {
   readonly read_at: number
   readonly offerings: ReadonlyMap<string, Offering>
-  readonly zones: ReadonlySet<ZoneId>
+  /** Names by id. */
+  readonly zones: ReadonlyMap<ZoneId, string>
 }
 
 /** A declaration whose volume is to be created. */
@@ -29,6 +30,8 @@ export class Catalogue extends Context.Tag("volumed/Http/Catalogue")<
   {
     /** Offering and zone exist and take this size: known from CloudStack before a declaration is accepted. */
     readonly check: (wanted: ReadonlyArray<Wanted>) => Effect.Effect<void, Refused | CloudStackUnavailable>
+    /** What there is to choose from, at most a day old. */
+    readonly listing: Effect.Effect<Listing, CloudStackUnavailable>
     /** A check would be decided now. */
     readonly ready: Effect.Effect<void, CloudStackUnavailable>
   }
@@ -45,7 +48,7 @@ const make = Effect.gen(function* () {
     const listing: Listing = {
       read_at,
       offerings: new Map(offerings.map((offering) => [offering.id, offering])),
-      zones: new Set(zones.map((zone) => zone.id))
+      zones: new Map(zones.map((zone) => [zone.id, zone.name]))
     }
     yield* Ref.set(cache, listing)
     return listing
@@ -60,6 +63,7 @@ const make = Effect.gen(function* () {
     }).pipe(reading.withPermits(1))
 
   return Catalogue.of({
+    listing: within(AGE_MS_MAX),
     ready: Effect.asVoid(within(AGE_MS_MAX)),
     check: (wanted) =>
       Effect.gen(function* () {

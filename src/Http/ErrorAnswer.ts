@@ -1,6 +1,12 @@
 import { type Code, type ErrorBody, statuses } from "../../schema/Api.ts"
 import type { Refused } from "../../schema/Document.ts"
-import type { CloudStackUnavailable, CursorExpired, GenerationConflict, StoreUnavailable } from "../../schema/Errors.ts"
+import type {
+  CloudStackUnavailable,
+  CursorExpired,
+  GenerationConflict,
+  PreconditionLost,
+  StoreUnavailable
+} from "../../schema/Errors.ts"
 import { Data } from "effect"
 
 /** A refusal that concerns the request itself rather than a declaration. */
@@ -20,6 +26,7 @@ export type Failure =
   | Refused
   | RequestRefused
   | GenerationConflict
+  | PreconditionLost
   | CursorExpired
   | StoreUnavailable
   | CloudStackUnavailable
@@ -53,6 +60,8 @@ export const make = (failure: Failure, request_id: string): ErrorAnswer => {
       return answer("CONFLICT", `${failure.name} was written by others again and again`, request_id, {
         suggestion: "repeat the request"
       })
+    case "PreconditionLost":
+      return answer("CONFLICT", failure.detail, request_id, { suggestion: "read it again, and decide again" })
     case "CursorExpired":
       return answer("CURSOR_EXPIRED", failure.message, request_id)
     case "StoreUnavailable": {
@@ -64,7 +73,7 @@ export const make = (failure: Failure, request_id: string): ErrorAnswer => {
     }
     case "CloudStackUnavailable": {
       const details = { suggestion: "repeat the request when CloudStack answers again", kind: failure.kind }
-      const text = "CloudStack cannot be asked now whether offering and zone exist"
+      const text = "CloudStack cannot be asked now"
       return answer("CLOUDSTACK_UNAVAILABLE", text, request_id, details)
     }
   }
@@ -84,7 +93,8 @@ const inputCodes: ReadonlySet<Code> = new Set([
   "TOO_LARGE",
   "UNSUPPORTED_MEDIA_TYPE",
   "CLOUDSTACK_INVALID_PARAMETER",
-  "FIELD_IMMUTABLE"
+  "FIELD_IMMUTABLE",
+  "IDEMPOTENCY_KEY_REUSED"
 ])
 
 export const answer = (
@@ -93,23 +103,24 @@ export const answer = (
   request_id: string,
   details: Readonly<Record<string, unknown>> = {},
   headers: Readonly<Record<string, string>> = {}
-): ErrorAnswer => {
-  const ofInput = inputCodes.has(code)
-  return {
-    status: statuses[code],
-    headers: statuses[code] === 503 ? { "retry-after": RETRY_AFTER_S, ...headers } : headers,
-    body: {
-      error: ofInput ? `CloudStack API error 431: ${error}` : withoutRetryWords(error, code),
-      code,
-      details: ofInput ? { cloudstack_code: 431, ...details } : details,
-      request_id
-    }
+): ErrorAnswer => ({
+  status: statuses[code],
+  headers: statuses[code] === 503 ? { "retry-after": RETRY_AFTER_S, ...headers } : headers,
+  body: {
+    error: worded(error, code),
+    code,
+    details: inputCodes.has(code) ? { cloudstack_code: 431, ...details } : details,
+    request_id
   }
-}
+})
 
 /**
- * The version 1 clients retry what contains these two words, so they must not slip in with a name or a value where a
- * retry is wrong.
+ * The words by which version 1 clients tell errors apart. They retry what contains `timeout` or `device` (unless it is a
+ * refused input), so these must not slip in with a name or a value where a retry is wrong.
  */
-const withoutRetryWords = (error: string, code: Code): string =>
-  /timeout|device/u.test(error) && statuses[code] < 500 ? `refused as ${code}; details has what and why` : error
+const worded = (error: string, code: Code): string => {
+  if (inputCodes.has(code)) return `CloudStack API error 431: ${error}`
+  if (code === "CLOUDSTACK_RESOURCE_LIMIT") return `CloudStack API error 432: ${error}`
+  const passing = statuses[code] === 503 || statuses[code] === 408
+  return !passing && /timeout|device/u.test(error) ? `refused as ${code}; details has what and why` : error
+}

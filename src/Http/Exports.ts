@@ -7,10 +7,11 @@ import { exportNameOf, serialOf } from "../../schema/Ids.ts"
 import type { BlockDevice, Inventory, NbdReading, Source } from "../../schema/Inventory.ts"
 import type { NbdSettings } from "../../schema/Settings.ts"
 import * as Answer from "./Answer.ts"
+import { refuse, type Request } from "./Request.ts"
 
 /** What is written down and what is served, beside what is wanted. As observed last; nothing is asked for this answer. */
 export const list = (settings: Pick<NbdSettings, "backend" | "host" | "port">) =>
-  Effect.fn("Exports.list")(function* () {
+  Effect.fnUntraced(function* () {
     const store = yield* Store
     const reconciler = yield* Reconciler
     const { inventory } = yield* reconciler.view
@@ -113,3 +114,16 @@ const problemOf = (nbd: NbdReading | null, served: boolean, message: string | nu
   if (nbd === null) return "the NBD server has not been read"
   return served ? null : (message ?? nbd.server.problem ?? nbd.config_problem)
 }
+
+/** One export by its volume's id; a section that no declaration stands behind goes by its name. */
+export const get = (settings: Pick<NbdSettings, "backend" | "host" | "port">) =>
+  Effect.fnUntraced(function* (request: Request) {
+    const store = yield* Store
+    const reconciler = yield* Reconciler
+    const { inventory } = yield* reconciler.view
+    const { exports } = make(settings, yield* store.declarations, inventory)
+    const found = exports.find(({ id }) => id === request.path["id"])
+    return found === undefined
+      ? yield* refuse("NOT_FOUND", "there is no export of this volume", "GET /api/v1/exports lists what there is")
+      : Answer.ok(found)
+  })

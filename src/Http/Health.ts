@@ -1,5 +1,6 @@
 import { Clock, Effect } from "effect"
 import { Gate } from "../../reconciler/Gate.ts"
+import * as Instruments from "../../reconciler/Metrics.ts"
 import { Reconciler } from "../../reconciler/Reconciler.ts"
 import { Store } from "../../reconciler/Store.ts"
 import type * as Api from "../../schema/Api.ts"
@@ -8,23 +9,31 @@ import type { Settings } from "../../schema/Settings.ts"
 import type { Answer } from "./Answer.ts"
 import { rfc3339 } from "./Answer.ts"
 import { Catalogue } from "./Catalogue.ts"
+import { Tokens } from "./Tokens.ts"
 
 /** A health answer that takes longer than this is itself the answer. */
 const LIMIT_MS = 5_000
 
-/** 200 exactly when a write would be accepted: the database takes it, and offering and zone can be checked. */
+/** A pass is to begin at least once in so many of the longest periods between two (L5). */
+const BEATS_MISSED_MAX = 3
+
+/**
+ * 200 exactly when a write would be accepted: no maintenance, the database takes it, and offering and zone can be
+ * checked. Everybody may read this, so that it names states, and neither addresses, paths nor anybody's words.
+ */
 export const make = (settings: Pick<Settings, "sandbox">, version: string) =>
-  Effect.fn("Health.get")(function* () {
+  Effect.fnUntraced(function* () {
     const [database, catalogue] = yield* Effect.all([databaseHealth, catalogueHealth], { concurrency: 2 })
     const { inventory } = yield* Effect.flatMap(Reconciler, ({ view }) => view)
-    const hold = yield* Effect.flatMap(Gate, ({ reason }) => reason)
-    const cloudstack = inventory === null ? "not read yet" : sourceHealth(inventory.cloud)
-    const devices = inventory === null ? "not read yet" : sourceHealth(inventory.guest)
-    const nbd = inventory === null ? "not read yet" : nbdHealth(inventory.nbd)
-    const accepted = database.ok && catalogue.ok
+    const hold = (yield* Effect.flatMap(Gate, ({ reason }) => reason)) !== null
+    const cloudstack = inventory === null ? UNREAD_YET : sourceHealth(inventory.cloud)
+    const devices = inventory === null ? UNREAD_YET : sourceHealth(inventory.guest)
+    const nbd = inventory === null ? UNREAD_YET : nbdHealth(inventory.nbd)
+    const works = database.ok && catalogue.ok
+    const accepted = works && !database.maintenance
     const all = [database.health, cloudstack, devices, nbd].every((health) => health === "healthy")
     const body: Api.Health = {
-      status: !accepted ? "unhealthy" : all && hold === null ? "healthy" : "degraded",
+      status: !works ? "unhealthy" : all && accepted && !hold ? "healthy" : "degraded",
       timestamp: rfc3339(yield* Clock.currentTimeMillis),
       cloudstack_health: cloudstack,
       database_health: database.health,
@@ -35,47 +44,77 @@ export const make = (settings: Pick<Settings, "sandbox">, version: string) =>
         cloudstack: catalogue.ok ? cloudstack : catalogue.detail,
         devices,
         nbd,
+        nbd_version: (inventory?.nbd._tag === "Known" ? inventory.nbd.value.version : null) ?? "",
         sandbox: String(settings.sandbox),
-        hold: hold ?? "",
+        tokens: (yield* Effect.flatMap(Tokens, ({ problem }) => problem)) ?? "",
+        hold: hold ? "the hold file is there: nothing is changed" : "",
+        maintenance: database.maintenance ? "a maintenance is going on: version 1 writes are refused" : "",
         version
       }
     }
-    return {
-      status: accepted ? 200 : 503,
-      body,
-      ...(accepted ? {} : { headers: { "retry-after": "5" } })
-    } satisfies Answer
+    return accepted ? { status: 200, body } : unavailable(body)
   })
 
-const databaseHealth = Effect.flatMap(Store, ({ describe }) => describe).pipe(
+const unavailable = (body: unknown): Answer => ({ status: 503, body, headers: { "retry-after": "5" } })
+
+const UNREAD_YET = "not read yet"
+
+const databaseHealth = Effect.flatMap(Store, (store) => Effect.all([store.describe, store.maintenance])).pipe(
   Effect.timeout(LIMIT_MS),
-  Effect.map(({ engine, durable, schema_version, undecodable }) => {
+  Effect.map(([{ engine, durable, schema_version, undecodable }, maintenance]) => {
     const rows = undecodable.length === 0 ? "" : `, ${undecodable.length} rows do not decode`
     const detail = `${engine}, ${durable ? "durable" : "not durable"}, schema ${schema_version}${rows}`
-    return { ok: true, health: durable && rows === "" ? "healthy" : "degraded", detail }
+    const health = durable && rows === "" ? "healthy" : "degraded"
+    return { ok: true, health, detail, maintenance: maintenance !== null }
   }),
-  Effect.catchAll((error) => Effect.succeed({ ok: false, health: "unavailable", detail: error.message }))
+  Effect.tapError((error) => Effect.logDebug("the database is not healthy", error.message)),
+  Effect.orElseSucceed(() => ({ ok: false, health: "unavailable", detail: "unavailable", maintenance: false }))
 )
 
 const catalogueHealth = Effect.flatMap(Catalogue, ({ ready }) => ready).pipe(
   Effect.timeout(LIMIT_MS),
   Effect.as({ ok: true, detail: "" }),
-  Effect.catchAll((error) => Effect.succeed({ ok: false, detail: error.message }))
+  Effect.tapError((error) => Effect.logDebug("CloudStack's offerings and zones cannot be read", error.message)),
+  Effect.catchAll((error) => {
+    const why = error._tag === "CloudStackUnavailable" ? error.kind : "timeout"
+    return Effect.succeed({ ok: false, detail: `offerings and zones cannot be read (${why})` })
+  })
 )
 
 const sourceHealth = (source: Source<unknown>): string => {
   switch (source._tag) {
     case "Known":
-      return source.complete ? "healthy" : `incomplete: ${source.note ?? "something may be missing"}`
+      return source.complete ? "healthy" : "incomplete: something may be missing"
     case "Unread":
-      return `unread: ${source.message}`
+      return `unread (${source.code})`
   }
 }
 
 /** No server is wrong only where there is something to serve: nbd-server refuses to start with no export (N16). */
 const nbdHealth = (source: Inventory["nbd"]): string => {
-  if (source._tag === "Unread") return `unread: ${source.message}`
-  const { server, sections } = source.value
-  if (server.state === "running" || (server.state === "absent" && sections.length === 0)) return "healthy"
-  return `${server.state}${server.problem === null ? "" : `: ${server.problem}`}`
+  if (source._tag === "Unread") return `unread (${source.code})`
+  const { server, sections, config_problem } = source.value
+  if (config_problem !== null) return "the configuration cannot be used"
+  return server.state === "running" || (server.state === "absent" && sections.length === 0) ? "healthy" : server.state
 }
+
+/** 200 while this process answers and a pass begins in time (L5); before the first one, since the process began. */
+export const livez = (settings: Pick<Settings, "resync_idle_ms">) =>
+  Effect.fnUntraced(function* () {
+    const now = yield* Clock.currentTimeMillis
+    const began = Math.max(yield* Instruments.heartbeat, now - process.uptime() * 1000)
+    return yield* probe(now - began <= BEATS_MISSED_MAX * settings.resync_idle_ms)
+  })
+
+/** 200 when the database answers and the world was looked at once: what is answered then is true. */
+export const readyz = Effect.fnUntraced(function* () {
+  const { inventory } = yield* Effect.flatMap(Reconciler, ({ view }) => view)
+  const { ok } = yield* databaseHealth
+  return yield* probe(ok && inventory !== null)
+})
+
+const probe = (ok: boolean) =>
+  Effect.map(Clock.currentTimeMillis, (now): Answer => {
+    const body: Api.Probe = { status: ok ? "ok" : "unavailable", timestamp: rfc3339(now) }
+    return ok ? { status: 200, body } : unavailable(body)
+  })

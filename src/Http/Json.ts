@@ -10,8 +10,8 @@ export interface JsonProblem {
 
 /**
  * RFC 8259, strictly, and refusing what `JSON.parse` lets pass silently: a key twice in one object (the last one would
- * win), `__proto__`, numbers that a double cannot hold, and nesting deeper than any document needs, which keeps the
- * recursion of this parser bounded.
+ * win), `__proto__`, half a surrogate pair (no UTF-8 text can hold one, so it could not be answered as it came), numbers that
+ * a double cannot hold, and more nesting or keys than any document needs, which keeps this parser's work bounded.
  */
 export const parse = (text: string): Either.Either<unknown, JsonProblem> => {
   const reader: Reader = { text, at: 0 }
@@ -96,7 +96,8 @@ const readString = (reader: Reader): string | Wrong => {
   if (literal === null)
     return new Wrong(start, "expected a text in quotes, without control characters or unknown escapes")
   // The pattern above is the grammar of a JSON string, so this only undoes the escapes.
-  return String(JSON.parse(literal))
+  const value = String(JSON.parse(literal))
+  return /\p{Surrogate}/u.test(value) ? new Wrong(start, "expected no half of a surrogate pair") : value
 }
 
 const readArray = (reader: Reader, depth: number): ReadonlyArray<unknown> | Wrong => {
@@ -112,11 +113,15 @@ const readArray = (reader: Reader, depth: number): ReadonlyArray<unknown> | Wron
   }
 }
 
+/** No object of the contract has a tenth of these. */
+const KEYS_MAX = 1000
+
 const readObject = (reader: Reader, depth: number): Readonly<Record<string, unknown>> | Wrong => {
   reader.at += 1
   const members: Record<string, unknown> = {}
   if (take(reader, "}")) return members
-  for (;;) {
+  for (let count = 1; ; count++) {
+    if (count > KEYS_MAX) return new Wrong(reader.at, `expected at most ${KEYS_MAX} keys in one object`)
     const key = readKey(reader, members)
     if (isWrong(key)) return key
     if (!take(reader, ":")) return wrong(reader, ":")

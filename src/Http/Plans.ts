@@ -1,31 +1,36 @@
 import { Clock, Effect, Schema } from "effect"
 import { type Planned, Reconciler } from "../../reconciler/Reconciler.ts"
 import { Store } from "../../reconciler/Store.ts"
-import { ApproveBody, type Approved, type Drift, type DriftItem } from "../../schema/Api.ts"
-import type { PlanItem } from "../../schema/Action.ts"
+import { ApproveBody, type Approved, type Drift, type DriftItem, type DryRun } from "../../schema/Api.ts"
+import type { Held, Plan, PlanItem } from "../../schema/Action.ts"
 import type { Declaration } from "../../schema/Declaration.ts"
 import * as Answer from "./Answer.ts"
 import { RequestRefused } from "./ErrorAnswer.ts"
 import * as PlanAnswer from "./PlanAnswer.ts"
-import { BODY_BYTES_MAX, refuse, type Request } from "./Request.ts"
+import { Provenance } from "./Provenance.ts"
+import { BODY_BYTES_MAX, flag, refuse, type Request } from "./Request.ts"
 
 /** How long an approval is valid. The preconditions of what it lets run are checked again all the same. */
 const APPROVAL_MS = 3_600_000
 
 const planNow = Effect.flatMap(Reconciler, (reconciler) => reconciler.plan(null))
 
-export const plan = Effect.fn("Plans.plan")(function* (request: Request) {
+export const plan = Effect.fnUntraced(function* (request: Request) {
   const place = PlanAnswer.placeOf(request, yield* PlanAnswer.Site)
   return Answer.ok(PlanAnswer.make(place, yield* planNow))
 })
 
-export const drift = Effect.fn("Plans.drift")(function* () {
-  return Answer.ok(driftOf(yield* planNow))
+export const drift = Effect.fnUntraced(function* () {
+  const provenance = yield* Provenance
+  const planned = yield* planNow
+  return Answer.ok(yield* provenance.explain(driftOf(planned), planned))
 })
 
 export const driftOf = ({ plan, inventory, declarations }: Planned): Drift => {
   const byUid = new Map(declarations.map((declaration) => [declaration.uid, declaration]))
-  const items = plan.items.flatMap((item) => (item.drift ? [driftItem(item, byUid.get(item.uid))] : []))
+  const items = plan.items.flatMap((item) =>
+    item.drift || item.blocked?.reason === "LateEffect" ? [driftItem(item, byUid.get(item.uid))] : []
+  )
   return { items, at: Answer.rfc3339(plan.at), sources: Answer.sources(inventory) }
 }
 
@@ -44,23 +49,38 @@ const driftItem = (item: PlanItem, declaration: Declaration | undefined): DriftI
   }
 }
 
-/** Let the actions that are held now, under exactly this digest, run. */
-export const approve = Effect.fn("Plans.approve")(function* (request: Request) {
+/** The dry run of what writes no declaration: the plan as it is. `touched`: whom it would concern. */
+export const dryRun = (request: Request, touched: (plan: Plan) => ReadonlyArray<Held>) =>
+  Effect.map(Effect.all([planNow, PlanAnswer.Site]), ([planned, site]) => {
+    const concerned = touched(planned.plan)
+    const changed = [...new Set(concerned.map(({ name }) => name))]
+    const answer = PlanAnswer.make(PlanAnswer.placeOf(request, site), planned)
+    return Answer.ok({ ...answer, created: [], changed, unchanged: [], removed: [] } satisfies DryRun)
+  })
+
+/**
+ * Let the actions that are held now, or were withheld when a maintenance ended, under exactly this digest, run. Of the
+ * withheld ones those that are left: what was written since, or is done, needs nobody's word any more.
+ */
+export const approve = Effect.fnUntraced(function* (request: Request) {
   const store = yield* Store
   const reconciler = yield* Reconciler
-  const body = yield* Effect.flatMap(request.json(BODY_BYTES_MAX), decodeApprove)
+  const { digest } = yield* Effect.flatMap(request.json(BODY_BYTES_MAX), decodeApprove)
   const { plan } = yield* planNow
-  if (plan.digest === null || plan.digest !== body.digest) return yield* otherDigest(plan.digest)
+  const approved = heldUnder(digest, plan)
+  if (approved.length === 0) return yield* otherDigest(plan)
+  if (yield* flag(request.query, "dry_run")) return yield* dryRun(request, (now) => heldUnder(digest, now))
   const expires_at = (yield* Clock.currentTimeMillis) + APPROVAL_MS
   yield* store
-    .approve(plan.held.map((held) => ({ ...held, digest: body.digest, expires_at })))
-    .pipe(Effect.andThen(reconciler.poke([...new Set(plan.held.map(({ uid }) => uid))])), Effect.uninterruptible)
-  return Answer.ok({
-    digest: body.digest,
-    approved: plan.held,
-    expires_at: Answer.rfc3339(expires_at)
-  } satisfies Approved)
+    .approve(approved.map((held) => ({ ...held, digest, expires_at })))
+    .pipe(Effect.andThen(reconciler.poke([...new Set(approved.map(({ uid }) => uid))])), Effect.uninterruptible)
+  return Answer.ok({ digest, approved, expires_at: Answer.rfc3339(expires_at) } satisfies Approved)
 })
+
+const heldUnder = (digest: string, plan: Plan): ReadonlyArray<Held> =>
+  plan.digest === digest
+    ? plan.held
+    : plan.withheld.flatMap(({ digest: own, ...held }) => (own === digest ? [held] : []))
 
 const decodeApprove = (body: unknown) =>
   Schema.decodeUnknown(ApproveBody)(body, { onExcessProperty: "error" }).pipe(
@@ -69,10 +89,12 @@ const decodeApprove = (body: unknown) =>
     )
   )
 
-const otherDigest = (digest: string | null) =>
-  new RequestRefused({
+const otherDigest = ({ digest, withheld }: Plan) => {
+  const digests = [...new Set([digest ?? [], withheld.map((held) => held.digest)].flat())]
+  return new RequestRefused({
     code: "CONFLICT",
-    error: digest === null ? "nothing is held for approval now" : "what is held now has another digest",
+    error: digests.length === 0 ? "nothing is held for approval now" : "what is held now has another digest",
     suggestion: "look at the plan again, and approve the digest it shows",
-    details: { digest }
+    details: { digest, digests }
   })
+}

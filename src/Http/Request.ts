@@ -1,5 +1,6 @@
 import type { IncomingHttpHeaders, IncomingMessage } from "node:http"
 import { Effect, Either } from "effect"
+import type { Role } from "./Tokens.ts"
 import type { Code } from "../../schema/Api.ts"
 import { invalid, type Refused } from "../../schema/Document.ts"
 import { RequestRefused } from "./ErrorAnswer.ts"
@@ -11,9 +12,25 @@ export interface Request {
   readonly path: Readonly<Record<string, string | undefined>>
   readonly query: URLSearchParams
   readonly headers: IncomingHttpHeaders
-  /** Read at most `limit` bytes of JSON sent as one of `types`. */
-  readonly json: (limit: number, types?: ReadonlyArray<string>) => Effect.Effect<unknown, Refused | RequestRefused>
+  /** `GET`, `PUT` …; `HEAD` is `GET`. */
+  readonly method: string
+  /** What the caller may do; everything where no tokens are asked for. */
+  readonly role: Role
+  /** Who asks, for the history: Volumed-Actor, else the token's name, else the version of the API. */
+  readonly actor_name: string
+  /** Set where the request bears an Idempotency-Key that has no answer yet: whoever stores something stores it beside. */
+  readonly key: { readonly key: string; readonly digest: string } | null
+  /** Read at most `limit` bytes of JSON sent as one of `types`; version 1 does not ask for a type. */
+  readonly json: (limit: number, types?: MediaTypes) => Effect.Effect<unknown, Refused | RequestRefused>
+  /** As `json`, of any type, and `{}` where there is no body. */
+  readonly optionalJson: (limit: number) => Effect.Effect<unknown, Refused | RequestRefused>
 }
+
+/** Media types without parameters; `any` does not look at what the client calls its body. */
+export type MediaTypes = ReadonlyArray<string> | "any"
+
+/** Reads the body, which must have at most so many bytes. */
+export type ReadBytes = (limit: number) => Effect.Effect<Buffer, RequestRefused>
 
 /** Bytes of a body that holds one declaration, and of one that holds a whole file. */
 export const BODY_BYTES_MAX = 256 * 1024
@@ -22,36 +39,46 @@ export const DOCUMENT_BYTES_MAX = 4 * 1024 * 1024
 export const refuse = (code: Code, error: string, suggestion?: string) =>
   new RequestRefused({ code, error, ...(suggestion === undefined ? {} : { suggestion }) })
 
-export const readJson = (
-  message: IncomingMessage,
-  limit: number,
-  types: ReadonlyArray<string> = ["application/json"]
-): Effect.Effect<unknown, Refused | RequestRefused> =>
-  checkMediaType(message.headers, types).pipe(
-    Effect.andThen(readBytes(message, limit)),
-    Effect.flatMap(decodeText),
-    Effect.flatMap((text) =>
-      Either.match(Json.parse(text), {
-        onLeft: ({ problem, line, column }) => Effect.fail(invalid(`line ${line}, column ${column}: ${problem}`)),
-        onRight: Effect.succeed
-      })
+/** The two ways to read a body as JSON, over the way to get its bytes. */
+export const bodyReaders = (
+  headers: IncomingHttpHeaders,
+  bytes: ReadBytes,
+  usual: MediaTypes
+): Pick<Request, "json" | "optionalJson"> => ({
+  json: (limit, types = usual) =>
+    Effect.andThen(checkMediaType(headers, types), bytes(limit)).pipe(Effect.flatMap(decodeJson)),
+  optionalJson: (limit) =>
+    Effect.andThen(checkMediaType(headers, "any"), bytes(limit)).pipe(
+      Effect.flatMap((body) => (body.length === 0 ? Effect.succeed({}) : decodeJson(body)))
     )
+})
+
+const decodeJson = (bytes: Buffer): Effect.Effect<unknown, Refused> =>
+  Effect.flatMap(decodeText(bytes), (text) =>
+    Either.match(Json.parse(text), {
+      onLeft: ({ problem, line, column }) => Effect.fail(invalid(`line ${line}, column ${column}: ${problem}`)),
+      onRight: Effect.succeed
+    })
   )
 
-const checkMediaType = (headers: IncomingHttpHeaders, types: ReadonlyArray<string>) => {
-  const [type = "", ...parameters] = (headers["content-type"] ?? "").split(";").map((part) => part.trim().toLowerCase())
-  const charset = parameters.every((parameter) => /^charset="?utf-8"?$/u.test(parameter))
-  const encoding = headers["content-encoding"] ?? "identity"
-  return types.includes(type) && charset && encoding === "identity"
-    ? Effect.void
-    : Effect.fail(
-        refuse(
-          "UNSUPPORTED_MEDIA_TYPE",
-          `expected a body of type ${types.join(" or ")}, in UTF-8 and not compressed`,
-          `send the header Content-Type: ${types[0] ?? ""}`
-        )
-      )
+const checkMediaType = (headers: IncomingHttpHeaders, types: MediaTypes) => {
+  const plain = (headers["content-encoding"] ?? "identity") === "identity"
+  if (plain && (types === "any" || isOneOf(types, headers["content-type"] ?? ""))) return Effect.void
+  const [usual = "application/json"] = types === "any" ? [] : types
+  const wanted = types === "any" ? usual : types.join(" or ")
+  return refuse(
+    "UNSUPPORTED_MEDIA_TYPE",
+    `expected a body of type ${wanted}, in UTF-8 and not compressed`,
+    `send the header Content-Type: ${usual}`
+  )
 }
+
+const isOneOf = (types: ReadonlyArray<string>, contentType: string): boolean => {
+  const [type = "", ...parameters] = contentType.split(";").map((part) => part.trim().toLowerCase())
+  return types.includes(type) && parameters.every((parameter) => /^charset="?utf-8"?$/u.test(parameter))
+}
+
+const endedEarly = refuse("INVALID_REQUEST", "the body ended early")
 
 const tooLarge = (limit: number) => refuse("TOO_LARGE", `expected a body of at most ${limit} bytes`)
 
@@ -60,25 +87,28 @@ const tooLarge = (limit: number) => refuse("TOO_LARGE", `expected a body of at m
  * away rather than the connection torn down, for a client that is still sending would never see the answer; the
  * server's request time limit ends that.
  */
-const readBytes = (message: IncomingMessage, limit: number): Effect.Effect<Buffer, RequestRefused> =>
-  Effect.async<Buffer, RequestRefused>((resume) => {
-    if (Number(message.headers["content-length"] ?? 0) > limit) return resume(Effect.fail(tooLarge(limit)))
-    const chunks: Array<Buffer> = []
-    let length = 0
-    const done = (result: Effect.Effect<Buffer, RequestRefused>) => {
-      message.off("data", onData).off("end", onEnd).off("close", onClose)
-      message.resume()
-      resume(result)
-    }
-    const onData = (chunk: Buffer) => {
-      length += chunk.length
-      chunks.push(chunk)
-      if (length > limit) done(Effect.fail(tooLarge(limit)))
-    }
-    const onEnd = () => done(Effect.succeed(Buffer.concat(chunks)))
-    const onClose = () => done(Effect.fail(refuse("INVALID_REQUEST", "the body ended early")))
-    message.on("data", onData).on("end", onEnd).on("close", onClose)
-  })
+export const bytesOf =
+  (message: IncomingMessage): ReadBytes =>
+  (limit) =>
+    Effect.async<Buffer, RequestRefused>((resume) => {
+      if (Number(message.headers["content-length"] ?? 0) > limit) return resume(Effect.fail(tooLarge(limit)))
+      if (message.destroyed) return resume(Effect.fail(endedEarly))
+      const chunks: Array<Buffer> = []
+      let length = 0
+      const done = (result: Effect.Effect<Buffer, RequestRefused>) => {
+        message.off("data", onData).off("end", onEnd).off("close", onClose)
+        message.resume()
+        resume(result)
+      }
+      const onData = (chunk: Buffer) => {
+        length += chunk.length
+        chunks.push(chunk)
+        if (length > limit) done(Effect.fail(tooLarge(limit)))
+      }
+      const onEnd = () => done(Effect.succeed(Buffer.concat(chunks)))
+      const onClose = () => done(Effect.fail(endedEarly))
+      message.on("data", onData).on("end", onEnd).on("close", onClose)
+    })
 
 const decodeText = (bytes: Buffer): Effect.Effect<string, Refused> =>
   Effect.try({
@@ -117,10 +147,14 @@ export const duration = (text: string, key: string): Effect.Effect<number, Reque
   return Effect.succeed(Math.min(Number(digits) * factor, WAIT_MS_MAX))
 }
 
-/** Who asks, for the history. `apply` is the manager of documents without a set and nobody's name. */
-export const actor = (headers: IncomingHttpHeaders): Effect.Effect<string, RequestRefused> => {
-  const name = headers["volumed-actor"] ?? "v2"
-  return typeof name === "string" && /^[A-Za-z0-9._@-]{1,64}$/u.test(name) && name !== "apply"
-    ? Effect.succeed(name)
-    : Effect.fail(refuse("INVALID_REQUEST", "Volumed-Actor: expected 1-64 characters of A-Z a-z 0-9 . _ @ -"))
+/** What stands in the history where nobody is named: the version of the API that was used. */
+const versionOf = (path: string) => (path.startsWith("/api/v1/") ? "v1" : "v2")
+
+/**
+ * Who asks, for the history; null where that cannot be a name. `apply` is the manager of documents without a set and
+ * nobody's name.
+ */
+export const actor = (headers: IncomingHttpHeaders, path: string, token: string | null): string | null => {
+  const name = headers["volumed-actor"] ?? token ?? versionOf(path)
+  return typeof name === "string" && /^[A-Za-z0-9._@-]{1,64}$/u.test(name) && name !== "apply" ? name : null
 }

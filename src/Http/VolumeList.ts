@@ -1,4 +1,4 @@
-import { Context, Effect, Layer, Ref } from "effect"
+import { Effect } from "effect"
 import { Reconciler } from "../../reconciler/Reconciler.ts"
 import { Store } from "../../reconciler/Store.ts"
 import type * as Api from "../../schema/Api.ts"
@@ -6,56 +6,40 @@ import type { Declaration } from "../../schema/Declaration.ts"
 import type { CloudVolume } from "../../schema/Inventory.ts"
 import * as Answer from "./Answer.ts"
 import type { RequestRefused } from "./ErrorAnswer.ts"
+import * as PlanAnswer from "./PlanAnswer.ts"
 import { flag, limit, optionalFlag, refuse, type Request } from "./Request.ts"
 import { removedOnes, toAnswer } from "./Volumes.ts"
 import * as Wait from "./Wait.ts"
 
-/** Events a reading of the history takes at once. */
-const EVENTS_PAGE = 1000
-
-/** The newest event, found by reading on from where the last look ended. */
-export class EventCursor extends Context.Tag("volumed/Http/EventCursor")<EventCursor, Ref.Ref<number>>() {}
-
-export const layerEventCursor: Layer.Layer<EventCursor> = Layer.effect(EventCursor, Ref.make(0))
-
-export const list = Effect.fn("VolumeList.list")(function* (request: Request) {
-  // Read first: an event that comes while we read the declarations is then told again rather than lost.
-  const event_id = yield* newestEvent
-  if (yield* flag(request.query, "unmanaged")) return Answer.ok({ ...(yield* unmanagedPage(request)), event_id })
+export const list = Effect.fnUntraced(function* (request: Request) {
   const store = yield* Store
+  // Read first: an event that comes while we read the declarations is then told again rather than lost.
+  const { newest: event_id } = yield* store.eventRange
+  if (yield* flag(request.query, "unmanaged")) return Answer.ok({ ...(yield* unmanagedPage(request)), event_id })
   const removed = yield* flag(request.query, "removed")
   const declarations = removed ? yield* removedOnes : yield* store.declarations
-  const matches = yield* filterOf(request.query)
-  const page = yield* pageOf(request, declarations.filter(matches), ({ name, uid }) => `${name} ${uid}`)
+  const matching = declarations.filter(yield* filterOf(request.query))
   const condition = request.query.get("condition")
   const wanted = condition === null ? null : yield* Wait.condition(condition, "condition")
-  if (wanted === null) {
-    const items = yield* Effect.forEach(page.items, toAnswer)
-    return Answer.ok({ items, next_cursor: page.next_cursor, event_id } satisfies Api.VolumeList)
-  }
-  const all = yield* Effect.forEach(declarations.filter(matches), toAnswer)
-  const holding = all.filter(({ status }) => Wait.holds(status, wanted))
-  const found = yield* pageOf(request, holding, ({ name, uid }) => `${name} ${uid}`)
-  return Answer.ok({ ...found, event_id } satisfies Api.VolumeList)
+  const holding = (volume: Api.Volume) => wanted === null || Wait.holds(volume.status, wanted)
+  const page = yield* pageOf(request, matching, ({ name, uid }) => `${name} ${uid}`, toAnswer, holding)
+  return Answer.ok({ ...page, event_id } satisfies Api.VolumeList)
 })
 
-const newestEvent = Effect.gen(function* () {
-  const store = yield* Store
-  const cursor = yield* EventCursor
-  for (;;) {
-    const after = yield* Ref.get(cursor)
-    const events = yield* store.events(after, EVENTS_PAGE)
-    const newest = events.reduce((id, event) => Math.max(id, event.id), after)
-    yield* Ref.update(cursor, (id) => Math.max(id, newest))
-    if (events.length === 0) return newest
-  }
-})
-
-const filterOf = (query: URLSearchParams): Effect.Effect<(declaration: Declaration) => boolean, RequestRefused> =>
+const filterOf = (
+  query: URLSearchParams
+): Effect.Effect<(declaration: Declaration) => boolean, RequestRefused, PlanAnswer.Site> =>
   Effect.gen(function* () {
     const paused = yield* optionalFlag(query, "paused")
     const volume_id = query.get("volume_id")
     const attached_to = query.get("attached_to")
+    const { appliance_vm_id } = yield* PlanAnswer.Site
+    /** The words by which somebody may ask for where a volume is wanted, or is by our doing. */
+    const places = (spec: Declaration["spec"], { attachment }: Declaration["binding"]) => {
+      const vms: ReadonlyArray<string> = [spec.attached_to ?? [], attachment?.vm_id ?? []].flat()
+      const here = vms.includes("appliance") || vms.includes(appliance_vm_id)
+      return new Set(here ? [...vms, "appliance", appliance_vm_id] : vms)
+    }
     const set = query.get("set")
     const metadata = [...query].flatMap(([key, value]) =>
       key.startsWith("metadata.") ? [[key.slice("metadata.".length), value] as const] : []
@@ -63,7 +47,7 @@ const filterOf = (query: URLSearchParams): Effect.Effect<(declaration: Declarati
     return ({ spec, binding, set: own }) =>
       (paused === null || paused === (spec.paused !== null)) &&
       (volume_id === null || volume_id === (binding.volume_id ?? spec.volume_id)) &&
-      (attached_to === null || attached_to === spec.attached_to || attached_to === binding.attachment?.vm_id) &&
+      (attached_to === null || places(spec, binding).has(attached_to)) &&
       (set === null || set === own) &&
       metadata.every(([key, value]) => Object.hasOwn(spec.metadata, key) && spec.metadata[key] === value)
   })
@@ -83,7 +67,13 @@ const unmanagedPage = (request: Request) =>
     const items = inventory.cloud.value.volumes.flatMap((volume) =>
       declared.has(volume.id) ? [] : unmanaged(volume, inventory.appliance_vm_id)
     )
-    return yield* pageOf(request, items, ({ volume_id }) => volume_id)
+    return yield* pageOf(
+      request,
+      items,
+      ({ volume_id }) => volume_id,
+      Effect.succeed,
+      () => true
+    )
   })
 
 const unmanaged = (volume: CloudVolume, appliance: string): ReadonlyArray<Api.Unmanaged> =>
@@ -102,17 +92,32 @@ const unmanaged = (volume: CloudVolume, appliance: string): ReadonlyArray<Api.Un
         }
       ]
 
-/** In bytewise order of `key`, after the cursor: a page stays right while rows come and go. */
-const pageOf = <A>(request: Request, items: ReadonlyArray<A>, key: (item: A) => string) =>
+/**
+ * In bytewise order of `key`, after the cursor: a page stays right while rows come and go. Rows are made into answers one
+ * by one until the page is full, so that a filter on an answer costs no more than the rows it passes over.
+ */
+export const pageOf = <A, B, E, R>(
+  request: Request,
+  items: ReadonlyArray<A>,
+  key: (item: A) => string,
+  make: (item: A) => Effect.Effect<B, E, R>,
+  keep: (made: B) => boolean
+) =>
   Effect.gen(function* () {
     const size = yield* limit(request.query)
     const cursor = request.query.get("cursor")
     const after = cursor === null ? "" : yield* fromCursor(cursor)
-    const sorted = items.toSorted((a, b) => (key(a) < key(b) ? -1 : 1)).filter((item) => key(item) > after)
-    const page = sorted.slice(0, size)
-    const last = page.at(-1)
-    const next_cursor = sorted.length > size && last !== undefined ? toCursor(key(last)) : null
-    return { items: page, next_cursor }
+    const sorted = items.filter((item) => key(item) > after).sort((a, b) => (key(a) < key(b) ? -1 : 1))
+    const page: Array<B> = []
+    let last = after
+    for (const item of sorted) {
+      const made = yield* make(item)
+      if (!keep(made)) continue
+      if (page.length === size) return { items: page, next_cursor: toCursor(last) }
+      page.push(made)
+      last = key(item)
+    }
+    return { items: page, next_cursor: null }
   })
 
 const toCursor = (key: string) => Buffer.from(key, "utf8").toString("base64url")

@@ -10,12 +10,12 @@ import * as Answer from "./Answer.ts"
 import type { Failure } from "./ErrorAnswer.ts"
 import { BODY_BYTES_MAX, DOCUMENT_BYTES_MAX, flag, refuse, type Request } from "./Request.ts"
 import * as Wait from "./Wait.ts"
-import { type Draft, namesByOutcome, single, type Stored, Writes } from "./Writes.ts"
+import { type CommitOptions, type Draft, namesByOutcome, single, type Stored, Writes } from "./Writes.ts"
 
 /** How long a removed declaration is shown. */
 export const REMOVED_SHOWN_MS = 30 * 24 * 3_600_000
 
-export const put = Effect.fn("Volumes.put")(function* (request: Request) {
+export const put = Effect.fnUntraced(function* (request: Request) {
   const name = yield* nameToWrite(request)
   const wish = yield* Effect.flatMap(request.json(BODY_BYTES_MAX), (body) => Document.decodePut(name, body))
   const precondition = yield* preconditionOf(request)
@@ -27,7 +27,7 @@ export const put = Effect.fn("Volumes.put")(function* (request: Request) {
   return yield* answerWrite(request, draft, precondition)
 })
 
-export const patch = Effect.fn("Volumes.patch")(function* (request: Request) {
+export const patch = Effect.fnUntraced(function* (request: Request) {
   const name = yield* nameOf(request)
   const body = yield* request.json(BODY_BYTES_MAX, ["application/json", "application/merge-patch+json"])
   const precondition = yield* preconditionOf(request)
@@ -40,7 +40,7 @@ export const patch = Effect.fn("Volumes.patch")(function* (request: Request) {
   return yield* answerWrite(request, draft, precondition)
 })
 
-export const remove = Effect.fn("Volumes.remove")(function* (request: Request) {
+export const remove = Effect.fnUntraced(function* (request: Request) {
   const name = yield* nameOf(request)
   const policy = yield* policyOf(request)
   const wait = yield* Wait.wanted(request)
@@ -52,58 +52,54 @@ export const remove = Effect.fn("Volumes.remove")(function* (request: Request) {
     Effect.map(single)
   )
   if (yield* flag(request.query, "dry_run")) return Answer.ok(yield* writes.dryRun(request, draft, "changed"))
-  const { declarations } = yield* commit(draft, precondition)
+  const { declarations } = yield* commit(request, draft, precondition, () => 202)
   const volume = yield* waitFor(yield* onlyOne(declarations), wait)
   return { ...answerVolume(volume), status: 202 }
 })
 
-/**
- * A delete may be intended between our look at the operations and our write: then the write is taken back. No intent is
- * given for a generation that is gone, so looking once more after the write decides it.
- */
-export const undelete = Effect.fn("Volumes.undelete")(function* (request: Request) {
+/** Whether its delete was sent is looked at here for a good answer, and by the store again as it is written. */
+export const undelete = Effect.fnUntraced(function* (request: Request) {
   const name = yield* nameOf(request)
-  const writes = yield* Writes
-  const context = yield* writes.context(request)
+  const context = yield* Effect.flatMap(Writes, (writes) => writes.context(request))
   const draft = Effect.gen(function* () {
     const current = yield* stored(name)
     return single(yield* Declare.undelete([current], name, yield* deletesOf(current), context))
   })
-  if (yield* flag(request.query, "dry_run")) return Answer.ok(yield* writes.dryRun(request, draft, "changed"))
-  const before = yield* stored(name)
-  const { declarations } = yield* writes.commit(draft, true)
-  const declaration = yield* onlyOne(declarations)
-  const begun = (yield* deletesOf(declaration)).find(Declare.isIrreversible)
-  if (begun !== undefined && before.deletion !== null) {
-    const again = Declare.remove([declaration], name, before.deletion.policy, Declare.unconditional, context)
-    yield* writes.commit(Effect.map(again, single), false)
-    return yield* refuse("DELETING", `${name}: its volume began to be deleted in this moment (operation ${begun.id})`)
-  }
-  return answerVolume(yield* toAnswer(declaration))
+  return yield* answerWrite(request, draft, Declare.unconditional)
 })
 
-export const get = Effect.fn("Volumes.get")(function* (request: Request) {
+export const get = Effect.fnUntraced(function* (request: Request) {
   const name = yield* nameOf(request)
   const wait = yield* Wait.wanted(request)
   const store = yield* Store
   const living = yield* store.declaration(name)
-  if (Option.isSome(living)) return answerVolume(yield* waitFor(living.value, wait))
+  if (Option.isSome(living)) {
+    return answerVolume(yield* wait === null ? toAnswer(living.value) : waitFor(living.value, wait))
+  }
   if (!(yield* flag(request.query, "removed"))) return yield* notDeclared(name)
   const removed = (yield* removedOnes).find((declaration) => declaration.name === name)
   return removed === undefined ? yield* notDeclared(name) : answerVolume(yield* toAnswer(removed))
 })
 
-export const apply = Effect.fn("Volumes.apply")(function* (request: Request) {
+export const apply = Effect.fnUntraced(function* (request: Request) {
   const draft = yield* applyDraft(request)
   const writes = yield* Writes
   if (yield* flag(request.query, "dry_run")) return Answer.ok(yield* writes.dryRun(request, draft, "all"))
-  const { declarations, draft: applied } = yield* writes.commit(draft, true)
+  const { declarations, draft: applied } = yield* writes.commit(request, draft, { retry: true, answer: appliedAnswer })
   const items = yield* Effect.forEach(declarations, toAnswer)
   const { removed: pruned, ...names } = namesByOutcome(applied)
   return Answer.ok({ items, ...names, pruned, prune_kept: applied.prune_kept } satisfies Api.Applied)
 })
 
-export const planCandidate = Effect.fn("Volumes.planCandidate")(function* (request: Request) {
+/** Of an apply, as it is kept for a repeat. */
+const appliedAnswer: CommitOptions["answer"] = (draft) => {
+  const { removed: pruned, ...names } = namesByOutcome(draft)
+  const uids = draft.changes.map(({ declaration }) => declaration.uid)
+  const outcomes = { ...names, pruned, prune_kept: draft.prune_kept }
+  return { status: 200, response: { kind: "volumes", uids, outcomes } }
+}
+
+export const planCandidate = Effect.fnUntraced(function* (request: Request) {
   const draft = yield* applyDraft(request)
   const writes = yield* Writes
   return Answer.ok(yield* writes.dryRun(request, draft, "all"))
@@ -129,7 +125,7 @@ const rivals = (name: Name, wish: Document.Wish) =>
       : store.declarations
   )
 
-const stored = (name: Name) =>
+export const stored = (name: Name) =>
   Effect.gen(function* () {
     const store = yield* Store
     const living = yield* store.declaration(name)
@@ -151,11 +147,22 @@ export const removedOnes = Effect.gen(function* () {
   return yield* store.removedSince(Answer.rfc3339(now - REMOVED_SHOWN_MS))
 })
 
-const commit = <R>(draft: Draft<R>, precondition: Declare.Precondition): Effect.Effect<Stored, Failure, R | Writes> =>
-  Effect.gen(function* () {
-    const writes = yield* Writes
-    return yield* writes.commit(draft, isUnconditional(precondition))
-  }).pipe(
+/** One declaration written, or one refusal. */
+const commit = <R>(
+  request: Request,
+  draft: Draft<R>,
+  precondition: Declare.Precondition,
+  status: (change: Declare.Change) => number
+): Effect.Effect<Stored, Failure, R | Writes> =>
+  Effect.flatMap(Writes, (writes) =>
+    writes.commit(request, draft, {
+      retry: isUnconditional(precondition),
+      answer: ({ changes: [change] }) =>
+        change === undefined
+          ? null
+          : { status: status(change), response: { kind: "volume", uid: change.declaration.uid } }
+    })
+  ).pipe(
     Effect.catchIf(
       (failure) => failure._tag === "GenerationConflict" && !isUnconditional(precondition),
       (conflict) => Effect.fail(refuse("PRECONDITION_FAILED", conflict.message))
@@ -164,24 +171,27 @@ const commit = <R>(draft: Draft<R>, precondition: Declare.Precondition): Effect.
 
 const isUnconditional = ({ if_match, if_none_match }: Declare.Precondition) => if_match === null && !if_none_match
 
-const answerWrite = <R>(request: Request, draft: Draft<R>, precondition: Declare.Precondition) =>
+/** What a write of one declaration answers: the plan it would cause, or what is stored. */
+export const answerWrite = <R>(request: Request, draft: Draft<R>, precondition: Declare.Precondition) =>
   Effect.gen(function* () {
     const writes = yield* Writes
     if (yield* flag(request.query, "dry_run")) return Answer.ok(yield* writes.dryRun(request, draft, "changed"))
-    const result = yield* commit(draft, precondition)
-    const volume = yield* toAnswer(yield* onlyOne(result.declarations))
-    return { ...answerVolume(volume), status: result.draft.changes[0]?.outcome === "created" ? 201 : 200 }
+    const { declarations, draft: written } = yield* commit(request, draft, precondition, statusOf)
+    const volume = yield* toAnswer(yield* onlyOne(declarations))
+    return { ...answerVolume(volume), status: statusOf(yield* onlyOne(written.changes)) }
   })
 
-const onlyOne = (declarations: ReadonlyArray<Declaration>) =>
-  Effect.fromNullable(declarations[0]).pipe(Effect.orDieWith(() => new Error("a single write stored nothing")))
+const statusOf = ({ outcome }: Declare.Change) => (outcome === "created" ? 201 : 200)
+
+const onlyOne = <A>([one]: ReadonlyArray<A>) =>
+  Effect.fromNullable(one).pipe(Effect.orDieWith(() => new Error("a single write stored nothing")))
 
 export const toAnswer = (declaration: Declaration) =>
   Effect.flatMap(Reconciler, (reconciler) =>
     Effect.map(reconciler.status(declaration), (status) => Answer.volume(declaration, status))
   )
 
-const answerVolume = (volume: Api.Volume): Answer.Answer => Answer.ok(volume, { etag: `"${volume.generation}"` })
+export const answerVolume = (volume: Api.Volume): Answer.Answer => Answer.ok(volume, { etag: `"${volume.generation}"` })
 
 /** The declaration as it is now; by uid, so that a name that was used again is not taken for it. */
 const waitFor = (declaration: Declaration, wait: Wait.Wanted | null) => {
@@ -203,14 +213,16 @@ const newest = (declaration: Declaration) =>
   })
 
 /** A name that cannot be a name is not declared. */
-const nameOf = (request: Request) => {
+const isName = Schema.is(Name)
+
+export const nameOf = (request: Request) => {
   const name = request.path["name"] ?? ""
-  return Schema.is(Name)(name) ? Effect.succeed(name) : refuse("NOT_FOUND", "no such name is declared")
+  return isName(name) ? Effect.succeed(name) : refuse("NOT_FOUND", "no such name is declared")
 }
 
 const nameToWrite = (request: Request) => {
   const name = request.path["name"] ?? ""
-  return Schema.is(Name)(name)
+  return isName(name)
     ? Effect.succeed(name)
     : Effect.fail(
         Document.invalid(
@@ -225,7 +237,7 @@ const policyOf = (request: Request) => {
   return refuse("INVALID_REQUEST", `policy: expected ${DeletionPolicy.literals.join(" or ")}`)
 }
 
-const preconditionOf = (request: Request) =>
+export const preconditionOf = (request: Request) =>
   Effect.gen(function* () {
     const match = request.headers["if-match"]
     const none = request.headers["if-none-match"]

@@ -16,15 +16,15 @@ export interface Wanted {
 }
 
 /** `wait=Ready:True&timeout=60s`; null when nothing is waited for. */
-export const wanted = (request: Request): Effect.Effect<Wanted | null, RequestRefused> =>
-  Effect.gen(function* () {
-    const text = request.query.get("wait")
-    if (text === null) return null
-    return {
-      ...(yield* condition(text, "wait")),
-      timeout_ms: yield* duration(request.query.get("timeout") ?? "60s", "timeout")
-    }
-  })
+export const wanted = ({ query }: Request): Effect.Effect<Wanted | null, RequestRefused> => {
+  const text = query.get("wait")
+  if (text === null) return Effect.succeed(null)
+  return Effect.zipWith(
+    condition(text, "wait"),
+    duration(query.get("timeout") ?? "60s", "timeout"),
+    (wished, timeout_ms) => ({ ...wished, timeout_ms })
+  )
+}
 
 /** `Ready:False`. */
 export const condition = (text: string, key: string) => {

@@ -2,23 +2,36 @@ import { randomUUID } from "node:crypto"
 import { Clock, Context, Effect, Layer } from "effect"
 import * as Declare from "../../reconciler/Declare.ts"
 import { Reconciler } from "../../reconciler/Reconciler.ts"
-import { Store } from "../../reconciler/Store.ts"
+import { type Alongside, Store } from "../../reconciler/Store.ts"
 import type * as Api from "../../schema/Api.ts"
 import type { Declaration } from "../../schema/Declaration.ts"
 import { type Name, Uid } from "../../schema/Ids.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Catalogue from "./Catalogue.ts"
 import type { Failure } from "./ErrorAnswer.ts"
+import * as Idempotency from "./Idempotency.ts"
 import * as PlanAnswer from "./PlanAnswer.ts"
-import { actor, type Request } from "./Request.ts"
+import * as Quota from "./Quota.ts"
+import type { Request } from "./Request.ts"
+import { Hub } from "./Watch.ts"
+
+/** Changes of declarations, and the version 1 calls that come or go with them. */
+export interface Drafted extends Declare.Applied, Pick<Alongside, "calls" | "ends"> {}
 
 /** What is decided but not stored yet. Made anew from what is stored whenever somebody else wrote in between. */
-export type Draft<R = never> = Effect.Effect<Declare.Applied, Failure, R>
+export type Draft<R = never, D extends Drafted = Drafted> = Effect.Effect<D, Failure, R>
 
-export interface Stored {
-  readonly draft: Declare.Applied
+export interface Stored<D extends Drafted = Drafted> {
+  readonly draft: D
   /** As stored, or as they are where nothing was to be written; one for each change of the draft. */
   readonly declarations: ReadonlyArray<Declaration>
+}
+
+export interface CommitOptions<D extends Drafted = Drafted> {
+  /** Decide again when somebody else wrote in between. */
+  readonly retry: boolean
+  /** What a repeat under the same Idempotency-Key is answered from, stored beside the write; null: nothing of its own. */
+  readonly answer: (draft: D) => { readonly status: number; readonly response: Idempotency.Response } | null
 }
 
 /** Retries after a compare-and-swap that lost. Writers in this process take turns, so it takes another process to lose. */
@@ -27,22 +40,29 @@ const RETRIES = 5
 export class Writes extends Context.Tag("volumed/Http/Writes")<
   Writes,
   {
-    /** Store a draft, all or none, and wake the reconciler. `retry`: decide again when somebody else wrote in between. */
-    readonly commit: <R>(draft: Draft<R>, retry: boolean) => Effect.Effect<Stored, Failure, R>
-    /** The plan a draft would cause; nothing is stored. `only`: for the changed declarations, not for all. */
+    /**
+     * Store a draft, all or none, and wake the reconciler. Writers take turns, and the draft that is stored was decided
+     * within its turn: what it found nobody has changed since.
+     */
+    readonly commit: <R, D extends Drafted>(
+      request: Request,
+      draft: Draft<R, D>,
+      options: CommitOptions<D>
+    ) => Effect.Effect<Stored<D>, Failure, R>
+    /** The plan a draft would cause; nothing is stored. `scope`: show the plan of the changed declarations, or of all. */
     readonly dryRun: <R>(
       request: Request,
       draft: Draft<R>,
       scope: "all" | "changed"
     ) => Effect.Effect<Api.DryRun, Failure, R>
     /** What accepting a declaration depends on besides what is declared. */
-    readonly context: (request: Request) => Effect.Effect<Declare.Context, Failure>
+    readonly context: (request: Request) => Effect.Effect<Declare.Context>
   }
 >() {}
 
 export type Rules = Pick<
   Settings,
-  "appliance_vm_id" | "default_disk_offering_id" | "default_zone_id" | "delete_grace_ms"
+  "appliance_vm_id" | "default_disk_offering_id" | "default_zone_id" | "delete_grace_ms" | "declarations_max"
 >
 
 const make = (rules: Rules) =>
@@ -51,21 +71,34 @@ const make = (rules: Rules) =>
     const reconciler = yield* Reconciler
     const catalogue = yield* Catalogue.Catalogue
     const site = yield* PlanAnswer.Site
+    const room = yield* Quota.make(rules.declarations_max)
+    const hub = yield* Hub
     // Two declarations must not claim one volume, which no compare-and-swap of a single one can see: writers take turns.
     const turn = yield* Effect.makeSemaphore(1)
 
-    const checked = <R>(draft: Draft<R>) => Effect.tap(draft, (applied) => catalogue.check(toCreate(applied)))
+    const checked = <R, D extends Drafted>(draft: Draft<R, D>) =>
+      Effect.tap(draft, (applied) => catalogue.check(toCreate(applied)))
 
-    const storeOnce = <R>(draft: Draft<R>) =>
+    const storeOnce = <R, D extends Drafted>(request: Request, draft: Draft<R, D>, options: CommitOptions<D>) =>
       Effect.gen(function* () {
         const applied = yield* checked(draft)
+        yield* room(applied.changes.filter(({ outcome }) => outcome === "created").length)
         const writes = all(applied).flatMap(({ write }) => (write === null ? [] : [write]))
-        if (writes.length === 0) return { draft: applied, declarations: applied.changes.map((one) => one.declaration) }
-        const stored = yield* store.write(writes).pipe(
-          Effect.tap(() => reconciler.poke(writes.map(({ uid }) => uid))),
-          // A client that hangs up must not take back half of it, nor keep the reconciler asleep.
-          Effect.uninterruptible
-        )
+        const { calls = [], ends = [] } = applied
+        const answer = options.answer(applied)
+        const keyed = answer === null ? {} : Idempotency.alongside(request.key, answer.status, answer.response)
+        const idle = writes.length === 0 && calls.length === 0 && ends.length === 0
+        const woken = new Set([...writes, ...calls].map(({ uid }) => uid))
+        // Where nothing is stored, whoever looks after the keys remembers the whole answer.
+        const stored = idle
+          ? []
+          : yield* store.write(writes, { calls, ends, ...keyed }).pipe(
+              // Something came in between that no generation tells of: decided again, the draft has the words for it.
+              Effect.catchTag("PreconditionLost", (lost) => Effect.andThen(draft, Effect.fail(lost))),
+              Effect.tap(() => Effect.andThen(reconciler.poke([...woken]), hub.ring)),
+              // A client that hangs up must not take back half of it, nor keep the reconciler asleep.
+              Effect.uninterruptible
+            )
         const byUid = new Map(stored.map((declaration) => [declaration.uid, declaration]))
         return {
           draft: applied,
@@ -74,13 +107,16 @@ const make = (rules: Rules) =>
       })
 
     return Writes.of({
-      commit: (draft, retry) =>
+      commit: (request, draft, options) =>
         // The first round reads what CloudStack offers, if it must, while other writers go on.
         checked(draft).pipe(
           Effect.andThen(
             turn.withPermits(1)(
-              storeOnce(draft).pipe(
-                Effect.retry({ while: (failure) => retry && failure._tag === "GenerationConflict", times: RETRIES })
+              storeOnce(request, draft, options).pipe(
+                Effect.retry({
+                  while: (failure) => options.retry && failure._tag === "GenerationConflict",
+                  times: RETRIES
+                })
               )
             )
           )
@@ -97,7 +133,7 @@ const make = (rules: Rules) =>
         Effect.gen(function* () {
           return {
             now: yield* Clock.currentTimeMillis,
-            actor: yield* actor(request.headers),
+            actor: request.actor_name,
             appliance_vm_id: rules.appliance_vm_id,
             defaults: { disk_offering_id: rules.default_disk_offering_id, zone_id: rules.default_zone_id },
             delete_grace_ms: rules.delete_grace_ms,

@@ -3,6 +3,12 @@ export const keys = {
   DATABASE_DSN: { example: "sqlite:/var/lib/volumed/volumed.db", secret: true },
   STATE_DIR: { example: "/var/lib/volumed" },
   LISTEN: { example: "127.0.0.1:8090,[::1]:8090" },
+  VOLUMED_TOKEN_FILE: { example: "/etc/volumed/tokens" },
+  TLS_CERT_FILE: { example: "/etc/volumed/tls-cert.pem" },
+  TLS_KEY_FILE: { example: "/etc/volumed/tls-key.pem" },
+  RATE_LIMIT: { example: "200" },
+  DECLARATIONS_MAX: { example: "20000" },
+  V1_ATTACH_EXPORTS: { example: "true" },
   CLOUDSTACK_API_URL: { example: "https://cloudstack.example.com/client/api" },
   CLOUDSTACK_API_KEY: { example: "CLOUDSTACK_API_KEY_FILE=/etc/volumed/api-key", secret: true },
   CLOUDSTACK_SECRET_KEY: { example: "CLOUDSTACK_SECRET_KEY_FILE=/etc/volumed/secret-key", secret: true },
@@ -58,10 +64,6 @@ export const foreign: ReadonlySet<string> = new Set([
   "GIN_MODE",
   "NO_COLOR",
   "OTEL_EXPORTER_OTLP_ENDPOINT",
-  "V1_ATTACH_EXPORTS",
   "VOLUMED_SERVER",
   "VOLUMED_TOKEN"
 ])
-
-/** Protection that somebody asks for and this version lacks: going on without it would be a lie. */
-export const unsupported: ReadonlySet<string> = new Set(["VOLUMED_TOKEN_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE"])

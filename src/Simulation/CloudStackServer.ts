@@ -13,7 +13,7 @@ import * as MemoryResponse from "./MemoryResponse.ts"
 import * as SandboxRoutes from "./SandboxRoutes.ts"
 import * as Signature from "./Signature.ts"
 import { strike } from "./State.ts"
-import type { World } from "./World.ts"
+import { OPERATOR_API_KEY, OPERATOR_SECRET_KEY, type World } from "./World.ts"
 
 export interface WireRequest {
   readonly method: string
@@ -101,13 +101,26 @@ class Call {
         text: `State changing command ${this.#name} needs to be sent using POST request`
       })
     }
-    if (Signature.lookUp(this.#sent, "apikey") !== state.config.api_key) return this.#unauthorized()
+    const secret = this.#secretKey()
+    if (secret === null) return this.#unauthorized()
+    if (strike(state, ["command_denied"], this.#occasion) !== null) return this.#refuse(this.#denied(), "errorresponse")
     if (strike(state, ["throttled"], this.#occasion) !== null) return this.#refuse(throttled)
     const server = this.#now + this.#skew
-    const verdict = Signature.verify(this.#sent, state.config.secret_key, server, state.config.enforce_post)
+    const verdict = Signature.verify(this.#sent, secret, server, state.config.enforce_post)
     if (verdict._tag === "Refused") return this.#unauthorized()
     this.#expiresAt = verdict.expires_at === null ? null : verdict.expires_at - this.#skew
     return this.#carryOut(command)
+  }
+
+  #isOperator(): boolean {
+    return Signature.lookUp(this.#sent, "apikey") === OPERATOR_API_KEY
+  }
+
+  /** Of whoever the API key belongs to; null when nobody has it. */
+  #secretKey(): string | null {
+    const { api_key, secret_key } = this.#world.state.config
+    if (this.#isOperator()) return OPERATOR_SECRET_KEY
+    return Signature.lookUp(this.#sent, "apikey") === api_key ? secret_key : null
   }
 
   #carryOut(command: Command.Command): Outcome {
@@ -168,7 +181,7 @@ class Call {
   }
 
   #answer(): WireAnswer {
-    const answer = this.#world.call(this.#name, this.#params, this.#now)
+    const answer = this.#world.call(this.#name, this.#params, this.#now, this.#isOperator() ? "operator" : "api")
     if (Listing.isRefusal(answer)) return this.#refuse(answer)
     const key = `${this.#name.toLowerCase()}response`
     return this.#isJson()
@@ -186,8 +199,15 @@ class Call {
     return this.#respond(401, this.#isJson() ? JSON.stringify({ [key]: inside }) : xml(key, inside))
   }
 
-  #refuse(refusal: Refusal): WireAnswer {
-    const key = `${this.#name.toLowerCase()}response`
+  #denied(): Refusal {
+    return {
+      code: 432,
+      cserrorcode: 4555,
+      text: `The API [${this.#name}] does not exist or is not available for the account for user id [2].`
+    }
+  }
+
+  #refuse(refusal: Refusal, key = `${this.#name.toLowerCase()}response`): WireAnswer {
     const inside = {
       uuidList: [],
       errorcode: refusal.code,

@@ -1,4 +1,5 @@
 import { uuidPattern } from "../../schema/Ids.ts"
+import * as Event from "./Event.ts"
 import * as Job from "./Job.ts"
 import * as Listing from "./Listing.ts"
 import * as Precondition from "./Precondition.ts"
@@ -67,7 +68,7 @@ const removedOrForeign = (state: State, row: Volume, name: string): Refusal | nu
 const submit = (state: State, params: Params, name: string, work: Work): Answer => {
   const custom = customJobId(state, params)
   if (Listing.isRefusal(custom)) return custom
-  return JSON.stringify({ jobid: Job.submit(state, name, work, "api", custom).id })
+  return JSON.stringify({ jobid: Job.submit(state, name, work, state.caller, custom).id })
 }
 
 const customJobId = (state: State, params: Params): string | null | Refusal => {
@@ -115,14 +116,16 @@ const remove: Command["run"] = (state, params, name) => {
   if (row === undefined) return unknownEntity(name, "id", params["id"] ?? "")
   const problem = removedOrForeign(state, row, name) ?? Precondition.remove(row)
   if (problem !== null) {
+    Event.deleted(state, row, state.caller, problem)
     const known = { ...problem, cserrorcode: problem.cserrorcode ?? (problem.code === 431 ? 4350 : 4250) }
     return problem.code === 530 ? masked(state, known) : known
   }
   const fails = strike(state, ["delete_fails"], { command: name, volume_id: row.id, vm_id: null })
   Job.destroyRow(state, row.id, fails === null)
-  if (fails === null) return JSON.stringify({ success: true })
   const text = `Failed to expunge the volume ${row.numeric} in Primary data store : primary`
-  return masked(state, { code: 530, cserrorcode: 4250, text })
+  const refusal = fails === null ? null : masked(state, { code: 530, cserrorcode: 4250, text })
+  Event.deleted(state, row, state.caller, refusal)
+  return refusal ?? JSON.stringify({ success: true })
 }
 
 const recover: Command["run"] = (state, params, name) => {
@@ -146,7 +149,7 @@ const create: Command["run"] = (state, params) => {
   if (project !== null) putVolume(state, { ...row, project_id: project })
   const job = customJobId(state, params)
   if (Listing.isRefusal(job)) return job
-  const made = Job.submit(state, "createVolume", { kind: "create", volume_id: row.id }, "api", job)
+  const made = Job.submit(state, "createVolume", { kind: "create", volume_id: row.id }, state.caller, job)
   return JSON.stringify({ id: row.id, jobid: made.id })
 }
 
@@ -306,6 +309,7 @@ export const commands: Readonly<Record<string, Command>> = {
     { id: "offering", zoneid: "zone" }
   ),
   listTags: list(Listing.tags),
+  listEvents: list(Listing.events, { projectid: "project" }),
   listAsyncJobs: list(listJobs),
   listCapabilities: list(capabilities),
   queryAsyncJobResult: list(queryJob, { jobid: "job" }, ["jobid"]),

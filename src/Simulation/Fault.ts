@@ -49,6 +49,8 @@ const Refused = fault("refused", {
   cserrorcode: Schema.optional(Schema.Int),
   text: Schema.optional(Schema.String)
 })
+/** The account's role lacks the command: 432 in the envelope of no command, before the signature is looked at. */
+const CommandDenied = fault("command_denied", {})
 /** HTTP 200 with an empty body; carried out unless `effect` is false. */
 const EmptyBody = fault("empty_body", { effect: Schema.optional(Schema.Boolean) })
 /** HTTP 200 with a control character inside a JSON string; carried out unless `effect` is false. */
@@ -101,6 +103,9 @@ const EmptyList = fault("empty_list", {})
 /** listVolumes shows the rows as they were `age_ms` ago (O1). */
 const StaleList = fault("stale_list", { age_ms: Milliseconds })
 
+/** listEvents shows what was recorded `ms` later than it happened. */
+const DelayedEvents = fault("delayed_events", { ms: Milliseconds })
+
 /** The attach succeeds, the guest never shows the disk until its VM is started anew (D8). */
 const HotplugFailure = fault("hotplug_failure", {})
 /** The guest shows a disk `ms` later than `device_delay_ms` says (D1). */
@@ -121,6 +126,7 @@ export const Fault = Schema.Union(
   Maintenance,
   Unauthorized,
   Refused,
+  CommandDenied,
   EmptyBody,
   InvalidJson,
   Html,
@@ -137,6 +143,7 @@ export const Fault = Schema.Union(
   WrongCount,
   EmptyList,
   StaleList,
+  DelayedEvents,
   HotplugFailure,
   DeviceDelay,
   DuplicateSerial,

@@ -1,3 +1,4 @@
+import * as Event from "./Event.ts"
 import * as Hypervisor from "./Hypervisor.ts"
 import * as Precondition from "./Precondition.ts"
 import * as Random from "./Random.ts"
@@ -44,6 +45,7 @@ export const submit = (
     touches,
     by,
     created_at: state.now,
+    event: Event.scheduled(state, work, by),
     queue: null,
     device_id: null,
     status: 0,
@@ -79,6 +81,7 @@ const showOnRow = (state: State, job: Job): void => {
 
 /** The outer job's checks, then the queue of the VM that the disk work happens on; work on a free volume has no queue. */
 export const start = (state: State, job: Job): void => {
+  Event.started(state, job)
   const refusal = outerRefusal(state, job.work)
   if (refusal !== null) return fail(state, job, refusal)
   if (job.faults.lost?.effect === false) return finish(state, job, 2, 530, null)
@@ -353,6 +356,7 @@ const fail = (state: State, job: Job, refusal: Refusal): void => {
 
 const finish = (state: State, job: Job, status: 1 | 2, code: number, result: unknown): void => {
   Object.assign(job, { status, code, result, completed_at: state.now })
+  Event.ended(state, job, status === 1)
   for (const id of job.touches) state.busy.get(id)?.delete(job.id)
   showOnRow(state, job)
   changed(state)

@@ -2,7 +2,7 @@ import * as Fault from "./Fault.ts"
 import type { Refusal } from "./Precondition.ts"
 import * as Random from "./Random.ts"
 import * as Response from "./Response.ts"
-import { type State, strike, type Volume, volumesAt } from "./State.ts"
+import { type Event, type State, strike, type Volume, volumesAt } from "./State.ts"
 
 export type Params = Readonly<Record<string, string>>
 
@@ -198,4 +198,50 @@ export const tags = (state: State, params: Params): string | Refusal => {
       .map((tag) => Response.tagOf(row, tag))
   )
   return plain(state, params, "tag", found)
+}
+
+/** listEvents (`ListEventsCmd`): pages by `created` descending, the rows of one in the order they were made. */
+export const events = (state: State, params: Params): string | Refusal => {
+  const page = pageOf(state, params)
+  if (isRefusal(page)) return page
+  const since = dateOf("startdate", params)
+  const until = dateOf("enddate", params)
+  if (isRefusal(since)) return since
+  if (isRefusal(until)) return until
+  if (params["resourceid"] !== undefined && params["resourcetype"] === undefined) {
+    return parameterError("resourceid parameter must be used with resourcetype parameter")
+  }
+  const late = strike(state, ["delayed_events"], { command: "listEvents", volume_id: null, vm_id: null })?.ms ?? 0
+  const from = Math.floor((since ?? 0) / 1_000) * 1_000
+  const shown = state.events.filter(
+    (event) =>
+      event.at <= state.now - late &&
+      event.at >= from &&
+      event.at <= (until ?? state.now) &&
+      eventMatches(event, params)
+  )
+  const rows = shown.toReversed().slice(page.from, page.to).reverse()
+  if (rows.length === 0) return shown.length === 0 ? "{}" : JSON.stringify({ count: shown.length })
+  return JSON.stringify({ count: shown.length, event: rows.map((row) => Response.event(state, row)) })
+}
+
+const eventMatches = (event: Event, params: Params): boolean => {
+  const { type, level, keyword, resourceid, resourcetype } = params
+  if (type !== undefined && event.type !== type) return false
+  if (level !== undefined && (event.failed ? "ERROR" : "INFO") !== level) return false
+  if (resourcetype !== undefined && resourcetype !== "Volume") return false
+  if (resourceid !== undefined && event.volume_id !== resourceid) return false
+  if (keyword === undefined) return true
+  return [event.type, event.description].some((text) => text.toLowerCase().includes(keyword.toLowerCase()))
+}
+
+/** `ParamProcessWorker` reads these in the server's time zone; the sandbox's is UTC. */
+const dateOf = (key: "startdate" | "enddate", params: Params): number | null | Refusal => {
+  const text = params[key]
+  if (text === undefined) return null
+  const [, day, time] = /^(\d{4}-\d{2}-\d{2})(?: (\d{2}:\d{2}:\d{2}))?$/.exec(text) ?? []
+  const ms = Date.parse(`${day}T${time ?? (key === "startdate" ? "00:00:00" : "23:59:59")}Z`)
+  if (!Number.isNaN(ms)) return ms
+  const problem = `Unable to parse date ${text} for command listevents, please pass dates in the format mentioned in the api documentation`
+  return { code: 431, cserrorcode: 9999, text: problem }
 }

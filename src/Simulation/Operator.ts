@@ -1,5 +1,6 @@
 import { Schema } from "effect"
 import * as Command from "./Command.ts"
+import * as Event from "./Event.ts"
 import * as Hypervisor from "./Hypervisor.ts"
 import * as Job from "./Job.ts"
 import * as Precondition from "./Precondition.ts"
@@ -42,6 +43,41 @@ const done = (volume_id: string | null = null, job_id: string | null = null): Ou
 })
 const cannot = (error: string | null): Outcome => ({ done: false, error: error ?? "internal error" })
 
+/** What a person does is recorded under a name that is not the API account's; what a job does, by the job. */
+export const performRecorded = (state: State, what: Act): Outcome => {
+  const disks = what.act === "destroy_vm" ? volumesOn(state, what.vm_id) : []
+  const outcome = perform(state, what)
+  if (!outcome.done || outcome.job_id !== null) return outcome
+  for (const { id, type } of disks) {
+    if (type === "DATADISK") Event.whole(state, { kind: "detach", volume_id: id, vm_id: null, by: "operator" })
+  }
+  if (outcome.volume_id !== null) record(state, what, outcome.volume_id)
+  return outcome
+}
+
+const record = (state: State, what: Act, volume_id: string): void => {
+  const by = "operator"
+  switch (what.act) {
+    case "create":
+    case "attach":
+    case "detach":
+    case "resize":
+      return Event.whole(state, { kind: what.act, volume_id, vm_id: what.act === "attach" ? what.vm_id : null, by })
+    case "rename":
+    case "protect":
+      return Event.whole(state, { kind: "update", volume_id, vm_id: null, by })
+    case "delete": {
+      const row = state.volumes.get(volume_id)
+      return row === undefined ? undefined : Event.deleted(state, row, by, null)
+    }
+    case "stop_vm":
+    case "start_vm":
+    case "destroy_vm":
+      return
+  }
+}
+
+/** The deed itself, of which nothing is recorded. */
 export const perform = (state: State, what: Act): Outcome => {
   switch (what.act) {
     case "create": {

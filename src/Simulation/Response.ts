@@ -1,4 +1,4 @@
-import { type Job, type Offering, type State, type Vm, type Volume } from "./State.ts"
+import { type Event, type Job, type Offering, type State, type Vm, type Volume } from "./State.ts"
 
 /** CloudStack's dates: second precision, the offset without a colon. */
 export const date = (ms: number): string => `${new Date(ms).toISOString().slice(0, 19)}+0000`
@@ -113,6 +113,30 @@ export const diskOffering = (offering: Offering) => ({
   encrypt: false,
   state: "Active"
 })
+
+/** Who did it: the user behind the API keys, or the person at the UI. */
+const userOf = { api: "volumed-api", operator: "operator" } as const
+
+/** The n-th event's id; no random number is spent on it, for that would change what a seed means. */
+const eventId = (number: number): string => `00000000-0000-4000-a000-${number.toString(16).padStart(12, "0")}`
+
+/** `resp/EventResponse`. */
+export const event = (state: State, row: Event) =>
+  present({
+    id: eventId(row.number),
+    username: userOf[row.by],
+    type: row.type,
+    level: row.failed ? "ERROR" : "INFO",
+    description: row.description,
+    account: state.config.account,
+    ...DOMAIN,
+    resourceid: row.volume_id,
+    resourcetype: "Volume",
+    resourcename: state.volumes.get(row.volume_id)?.name,
+    created: date(row.at),
+    state: row.state,
+    parentid: row.parent === null ? null : eventId(row.parent)
+  })
 
 export const job = (row: Job) =>
   present({

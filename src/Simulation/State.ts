@@ -85,6 +85,8 @@ export interface Job {
   readonly created_at: number
   /** The queue it stands in, a VM's; null while it has none. */
   queue: string | null
+  /** The event that its others point to; null where there is none. */
+  readonly event: number | null
   /** The device id chosen when the attach began. */
   device_id: number | null
   status: 0 | 1 | 2
@@ -164,6 +166,20 @@ export interface Mutation {
   readonly vm_id: string | null
 }
 
+/** One line of what CloudStack recorded of the things done to volumes. */
+export interface Event {
+  readonly number: number
+  /** The first event of the same action; null: this one. */
+  readonly parent: number | null
+  readonly at: number
+  readonly type: string
+  readonly state: "Created" | "Scheduled" | "Started" | "Completed"
+  readonly failed: boolean
+  readonly by: "api" | "operator"
+  readonly volume_id: string
+  readonly description: string
+}
+
 export interface Config {
   readonly api_key: string
   readonly secret_key: string
@@ -222,10 +238,14 @@ export interface State {
   readonly violations: Array<Violation>
   readonly incidents: Array<Violation>
   readonly mutations: Array<Mutation>
+  readonly events: Array<Event>
+  event_count: number
   readonly history: Array<{ readonly at: number; readonly id: string; readonly before: Volume | null }>
   readonly listeners: Set<() => void>
   /** Is an export of this volume being served right now? Wired by whoever has an NBD server to ask. */
   served: (volumeId: string) => boolean
+  /** By whose keys the call that is carried out right now was signed. */
+  caller: Job["by"]
 }
 
 export const empty = (config: Config, seed: number, now: number): State => ({
@@ -252,9 +272,12 @@ export const empty = (config: Config, seed: number, now: number): State => ({
   violations: [],
   incidents: [],
   mutations: [],
+  events: [],
+  event_count: 0,
   history: [],
   listeners: new Set(),
-  served: () => false
+  served: () => false,
+  caller: "api"
 })
 
 /** Tell whoever watches. */
@@ -391,9 +414,13 @@ export const toJson = (state: State) => ({
   calls: [...state.calls],
   violations: state.violations,
   incidents: state.incidents,
-  mutations: state.mutations
+  mutations: state.mutations,
+  events: state.events,
+  event_count: state.event_count
 })
-export type Json = ReturnType<typeof toJson>
+type Saved = ReturnType<typeof toJson>
+/** A world that an earlier version saved had no events. */
+export type Json = Omit<Saved, "events" | "event_count"> & Partial<Pick<Saved, "events" | "event_count">>
 
 export const fromJson = (json: Json): State => {
   const state = empty(json.config, 0, json.now)
@@ -413,11 +440,13 @@ export const fromJson = (json: Json): State => {
   state.violations.push(...json.violations)
   state.incidents.push(...json.incidents)
   state.mutations.push(...json.mutations)
+  state.events.push(...(json.events ?? []))
   state.history.length = 0
   return Object.assign(state, {
     ids: { state: json.ids },
     chance: { state: json.chance },
     numeric: json.numeric,
-    sequence: json.sequence
+    sequence: json.sequence,
+    event_count: json.event_count ?? 0
   })
 }

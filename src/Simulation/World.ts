@@ -18,6 +18,9 @@ export const vmId = (n: number): string => `d1e7a9f0-6f0e-4f5e-9a55-0b6f0b1f7a${
 /** The account's keys unless others are asked for. They open nothing but a sandbox. */
 export const API_KEY = "sandbox-api-key"
 export const SECRET_KEY = "sandbox-secret-key"
+/** A person's keys: what is done with them is not watched for what no controller should do. */
+export const OPERATOR_API_KEY = "sandbox-operator-api-key"
+export const OPERATOR_SECRET_KEY = "sandbox-operator-secret-key"
 
 const ROOT_GIB = 20
 const VMS_MAX = 255
@@ -98,7 +101,12 @@ export interface World {
   readonly state: State.State
   readonly advance: (now: number) => void
   /** An authenticated call, parameter names in lower case. Watched by the monitor; faults of the wire are not its part. */
-  readonly call: (command: string, params: Readonly<Record<string, string>>, now: number) => Command.Answer
+  readonly call: (
+    command: string,
+    params: Readonly<Record<string, string>>,
+    now: number,
+    by?: State.Job["by"]
+  ) => Command.Answer
   /** The call will reach CloudStack at `at`. Watched now, judged then. */
   readonly callLate: (call: State.Late, at: number, now: number) => void
   readonly act: (what: Operator.Act, now: number) => Operator.Outcome
@@ -185,10 +193,13 @@ const over = (state: State.State): World => {
   return {
     state,
     advance: to,
-    call: (command, params, now) => {
+    call: (command, params, now, by = "api") => {
       to(now)
-      watch(state, command, params)
-      return Command.run(state, command, params)
+      if (by === "api") watch(state, command, params)
+      state.caller = by
+      const answer = Command.run(state, command, params)
+      state.caller = "api"
+      return answer
     },
     callLate: (call, at, now) => {
       to(now)
@@ -197,7 +208,7 @@ const over = (state: State.State): World => {
     },
     act: (what, now) => {
       to(now)
-      return Operator.perform(state, what)
+      return Operator.performRecorded(state, what)
     },
     setFaults: (faults, now) => {
       to(now)

@@ -1,11 +1,20 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import { Effect, Option, Schema } from "effect"
-import type { Write } from "../../reconciler/Store.ts"
+import type { NewEvent, Write } from "../../reconciler/Store.ts"
 import { Binding, type Declaration, Deletion, Spec, unbound } from "../../schema/Declaration.ts"
-import { GenerationConflict, StoreUnavailable } from "../../schema/Errors.ts"
+import { GenerationConflict, PreconditionLost, StoreUnavailable } from "../../schema/Errors.ts"
 import type { Name, Uid } from "../../schema/Ids.ts"
 import * as Dialect from "./Dialect.ts"
-import { decodeRows, DeclarationRow, fromDeclaration, now, type Session, toDeclaration, writing } from "./Rows.ts"
+import {
+  decodeRows,
+  DeclarationRow,
+  fromDeclaration,
+  normalised,
+  now,
+  type Session,
+  toDeclaration,
+  writing
+} from "./Rows.ts"
 import { read } from "./Transact.ts"
 
 /** What observation taught about one declaration. */
@@ -21,7 +30,7 @@ interface Cache {
   sorted: ReadonlyArray<Declaration> | null
 }
 
-export const sameBinding = Schema.equivalence(Binding)
+const sameBinding = Schema.equivalence(Binding)
 const sameExport = Schema.equivalence(Binding.fields.export)
 const encodeBinding = Schema.encodeSync(Schema.parseJson(Binding))
 const sameSpec = Schema.equivalence(Spec)
@@ -73,6 +82,14 @@ export const make = (session: Session) => {
 
   const declaration = (name: Name) => Effect.map(cached, (known) => Option.fromNullable(known.byName.get(name)))
 
+  /** Inside a transaction. A declaration that is removed already has its name still. */
+  const nameOf = Effect.fnUntraced(function* (uid: Uid) {
+    const known = cache?.byUid.get(uid)
+    if (known !== undefined) return known.name
+    const [row] = yield* sql<{ name: string }>`SELECT name FROM declarations WHERE uid = ${uid}`
+    return row === undefined ? null : row.name
+  })
+
   const removedSince = (since: string) =>
     read(
       sql`SELECT * FROM declarations WHERE removed_at >= ${normalised(since)} ORDER BY removed_at DESC, uid LIMIT 10000`
@@ -95,15 +112,35 @@ export const make = (session: Session) => {
     })
   })
 
+  /** Inside a transaction. The events are told by the caller, all of its writes at once. */
   const writeOne = Effect.fnUntraced(function* (write: Write) {
     const found = yield* living(write.name)
+    if (write.binding?.volume_id !== undefined && write.binding.volume_id !== null)
+      yield* unclaimed(write.binding.volume_id, write.uid)
     if (write.expected_generation === null) {
       if (found !== null) return yield* conflict(write, found)
       return yield* insert(write)
     }
     if (found === null || found.uid !== write.uid || found.generation !== write.expected_generation)
       return yield* conflict(write, found)
+    if (write.kind === "undeleted") yield* notBeingDeleted(write.uid)
     return yield* update(write, found)
+  })
+
+  /** Inside a transaction. S4, asked of a bare column: no other living declaration has this volume. */
+  const unclaimed = Effect.fnUntraced(function* (volume: string, uid: Uid) {
+    const [claim] = yield* sql<{ name: string }>`SELECT name FROM declarations
+      WHERE bound_volume_id = ${volume} AND removed_at IS NULL AND uid <> ${uid}`
+    if (claim !== undefined)
+      return yield* new PreconditionLost({ detail: `volume ${volume} belongs to the declaration ${claim.name}` })
+  })
+
+  /** Asked in the transaction, so that no delete is intended between the question and the undelete. */
+  const notBeingDeleted = Effect.fnUntraced(function* (uid: Uid) {
+    const [sent] = yield* sql<{ id: string }>`SELECT id FROM volume_operations
+      WHERE uid = ${uid} AND type = 'delete' AND cause <> 'api' AND (unresolved_uid IS NOT NULL OR phase = 'settled')`
+    if (sent !== undefined)
+      return yield* new PreconditionLost({ detail: `the deletion of its volume has begun (operation ${sent.id})` })
   })
 
   const insert = Effect.fnUntraced(function* (write: Write) {
@@ -119,46 +156,45 @@ export const make = (session: Session) => {
       spec: write.spec,
       deletion: write.deletion,
       removed_at: null,
-      binding: unbound
+      binding: { ...unbound, ...write.binding }
     }
     yield* sql`INSERT INTO declarations ${sql.insert({ ...fromDeclaration(made), written_by: write.actor })}`
-    yield* recordWrite(write, at)
-    return made
+    if (made.binding.export !== null) yield* saveExport(write.uid, made.binding)
+    return { declaration: made, events: eventsOf(write) }
   })
 
   const update = Effect.fnUntraced(function* (write: Write, found: Declaration) {
     const sameWish = sameSpec(write.spec, found.spec) && sameDeletion(write.deletion, found.deletion)
     if (write.generation < found.generation || (write.generation === found.generation && !sameWish))
       return yield* Effect.dieMessage(`a changed wish of ${write.name} needs a generation above ${found.generation}`)
-    const sameAside = write.set === found.set && sameManagers(write.managers, found.managers)
-    if (write.generation === found.generation && sameAside) return found
-    const at = yield* now
+    const binding = yield* bindingAfter(write, found)
+    const sameAside =
+      write.set === found.set && sameManagers(write.managers, found.managers) && sameBinding(binding, found.binding)
+    if (write.generation === found.generation && sameAside) return { declaration: found, events: [] }
     const made: Declaration = {
       ...found,
       generation: write.generation,
-      updated_at: at,
+      updated_at: yield* now,
       set: write.set,
       managers: write.managers,
       spec: write.spec,
-      deletion: write.deletion
+      deletion: write.deletion,
+      binding
     }
     const row = { ...fromDeclaration(made), written_by: write.actor }
     yield* sql`UPDATE declarations SET ${sql.update(row, ["uid", "name", "living_name"])} WHERE uid = ${write.uid}`
-    if (write.generation !== found.generation) yield* recordWrite(write, at)
-    return made
+    if (!sameExport(binding.export, found.binding.export)) yield* saveExport(write.uid, binding)
+    return { declaration: made, events: write.generation === found.generation ? [] : eventsOf(write) }
   })
 
-  const recordWrite = (write: Write, at: string) =>
-    sql`INSERT INTO events ${sql.insert({
-      at,
-      kind: write.kind,
-      name: write.name,
-      actor: write.actor,
-      message: `${write.kind} at generation ${write.generation}`
-    })}`
-
-  const write = (writes: ReadonlyArray<Write>) =>
-    writes.length === 0 ? Effect.succeed([]) : writing(session, Effect.forEach(writes, writeOne), remember, forget)
+  /** What the loop learned since the write was decided is kept, and a volume never forgotten (S9). */
+  const bindingAfter = (write: Write, { binding, generation, name }: Declaration) => {
+    const volume_id = write.binding?.volume_id
+    if (volume_id !== undefined && binding.volume_id !== null && binding.volume_id !== volume_id)
+      return new PreconditionLost({ detail: `${name} has become bound to the volume ${binding.volume_id} meanwhile` })
+    const kept = write.generation === generation ? binding : { ...binding, late: null }
+    return Effect.succeed({ ...kept, ...write.binding })
+  }
 
   /** Inside a transaction: store what was learned, where it differs. Answers what changed, for `remember`. */
   const learn = Effect.fnUntraced(function* ({ uid, binding }: Learned) {
@@ -208,19 +244,26 @@ export const make = (session: Session) => {
           WHERE uid = ${uid} AND removed_at IS NULL AND deletion IS NOT NULL`.raw
         if (Dialect.affected(sql, raw) === 0) return []
         yield* sql`DELETE FROM exports WHERE uid = ${uid}`
-        yield* sql`INSERT INTO events ${sql.insert({
-          at,
-          kind: "removal_finished",
-          name: known?.name ?? null,
-          actor: null,
-          message: "the removal is carried out, the name is free"
-        })}`
+        const message = "the removal is carried out, the name is free"
+        yield* session.tell([{ kind: "removal_finished", name: known?.name ?? null, uid, actor: null, message }])
         return known === undefined ? [] : [{ ...known, removed_at: at }]
       })
       yield* writing(session, close, remember, forget)
     })
 
-  return { declarations, declaration, removedSince, write, bind, finishRemoval, cached, learn, remember, forget }
+  return {
+    declarations,
+    declaration,
+    removedSince,
+    bind,
+    finishRemoval,
+    nameOf,
+    writeOne,
+    unclaimed,
+    learn,
+    remember,
+    forget
+  }
 }
 
 export type Declarations = ReturnType<typeof make>
@@ -232,15 +275,13 @@ const conflict = (write: Write, found: Declaration | null) =>
     found: found?.generation ?? null
   })
 
+const eventsOf = ({ kind, name, uid, actor, generation }: Write): ReadonlyArray<NewEvent> => [
+  { kind, name, uid, actor, message: `${kind} at generation ${generation}` }
+]
+
 const sameManagers = (a: Write["managers"], b: Write["managers"]) => {
   const keys = Object.keys(a)
   return (
     keys.length === Object.keys(b).length && keys.every((key) => a[key]?.by === b[key]?.by && a[key]?.at === b[key]?.at)
   )
-}
-
-/** Times are compared as text, so they must all carry milliseconds. */
-export const normalised = (time: string): string => {
-  const ms = Date.parse(time)
-  return Number.isNaN(ms) ? time : new Date(ms).toISOString()
 }

@@ -34,7 +34,7 @@ export const migrate: Effect.Effect<void, Misconfigured | StoreUnavailable, SqlC
     const present = yield* read(Dialect.tables(sql))
     const recorded = present.has("schema_version") ? yield* readApplied : []
     // Nothing recorded: whatever bears one of our names is a step that a crash kept from being recorded, or foreign.
-    if (recorded.length === 0) yield* verify((table) => present.has(table))
+    if (recorded.length === 0) yield* verify(founding, (table) => present.has(table))
     yield* refuseForeign(recorded)
     yield* read(sql`CREATE TABLE IF NOT EXISTS schema_version (
       id BIGINT NOT NULL PRIMARY KEY,
@@ -43,7 +43,8 @@ export const migrate: Effect.Effect<void, Misconfigured | StoreUnavailable, SqlC
     )`)
     const done = new Set(recorded.map((row) => row.id))
     for (const step of steps) if (!done.has(step.id)) yield* apply(step)
-    yield* verify(() => true)
+    yield* verify(founding, () => true)
+    yield* verify(later, () => true)
   }
 )
 
@@ -87,8 +88,10 @@ const refuseForeign = (applied: ReadonlyArray<Pick<Step, "id" | "name">>) => {
       )
 }
 
+type Columns = Readonly<Record<string, ReadonlyArray<string>>>
+
 /** What the queries rely on. A table of the same name and another shape is found here, before the first row is written. */
-const columns = {
+const founding: Columns = {
   volume_operations: [
     "id",
     "type",
@@ -149,16 +152,22 @@ const columns = {
   volumed_exports: ["volume_id", "name", "export_name", "device_path", "settled_at"],
   events: ["id", "at", "kind", "name", "actor", "message"],
   lease: ["id", "term", "holder", "acquired_at"],
-  idempotency_keys: ["idempotency_key", "digest", "status", "response", "created_at"]
-} as const
+  idempotency_keys: ["idempotency_key", "digest", "status", "response", "created_at"],
+  maintenance: ["id", "reason", "begun_by", "begun_at", "ends_at", "ending"],
+  withheld: ["uid", "generation", "volume_id", "action", "name", "digest"]
+}
 
-const verify = (concerns: (table: string) => boolean) =>
+/** Columns that came to a table after it was made, so that a crash between the two left it without them. */
+const later: Columns = {
+  volume_operations: ["wish", "deadline_at", "open_call_uid"],
+  events: ["uid", "operation_id"]
+}
+
+const verify = (columns: Columns, concerns: (table: string) => boolean) =>
   Effect.forEach(
     Object.entries(columns),
     ([table, names]) => (concerns(table) ? verifyTable(table, names) : Effect.void),
-    {
-      discard: true
-    }
+    { discard: true }
   )
 
 // The columns are qualified, because SQLite takes a quoted name it does not know for a text.

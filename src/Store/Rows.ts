@@ -4,8 +4,9 @@ import { Cause, Clock, Effect, Either, Option, ParseResult, Schema } from "effec
 import { Condition } from "../../schema/Condition.ts"
 import { Binding, Declaration, Deletion, Spec } from "../../schema/Declaration.ts"
 import { StoreUnavailable } from "../../schema/Errors.ts"
-import { isUnresolved, Operation } from "../../schema/Operation.ts"
+import { CallWish, hasEnded, isCall, isUnresolved, Operation } from "../../schema/Operation.ts"
 import { Uid } from "../../schema/Ids.ts"
+import type { NewEvent } from "../../reconciler/Store.ts"
 import { transact } from "./Transact.ts"
 
 export interface Undecodable {
@@ -21,8 +22,12 @@ export interface Session {
   readonly undecodable: Map<string, Undecodable>
   /** A UUID. */
   readonly newId: () => string
+  /** Adds to the history, inside the transaction of what it tells: nobody hears of what did not happen. */
+  readonly tell: (events: ReadonlyArray<NewEvent>) => Effect.Effect<void, SqlError>
   /** Keeps writes, and the loading of caches, from overlapping: a cache filled by a read from before a commit would be stale. */
   readonly alone: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  /** Grows with every write that may have changed something: what was read under another number may be stale. */
+  readonly epoch: { value: number }
 }
 
 /**
@@ -36,6 +41,7 @@ export const writing = <A, E>(
   lost: () => void
 ): Effect.Effect<A, Exclude<E, SqlError> | StoreUnavailable> =>
   transact(session.sql, body).pipe(
+    Effect.ensuring(Effect.sync(() => (session.epoch.value += 1))),
     Effect.tap((result) => Effect.sync(() => committed(result))),
     Effect.tapErrorCause((cause) => Effect.sync(() => (isRefusal(cause) ? undefined : lost()))),
     session.alone,
@@ -61,7 +67,7 @@ export const decodeRows = Effect.fnUntraced(function* <A, I>(
   const decoded: Array<A> = []
   const decode = Schema.decodeUnknownEither(schema)
   for (const row of rows) {
-    const id = String(row.id ?? row.uid)
+    const id = String(row.id ?? row.uid ?? row.idempotency_key)
     const result = decode(row)
     if (Either.isRight(result)) {
       decoded.push(result.right)
@@ -106,7 +112,7 @@ export const fromDeclaration = ({ set, ...declaration }: Declaration) => ({
   bound_volume_id: declaration.binding.volume_id
 })
 
-const Flag = Schema.transform(Schema.Literal(0, 1), Schema.Boolean, {
+export const Flag = Schema.transform(Schema.Literal(0, 1), Schema.Boolean, {
   strict: true,
   decode: (n) => n === 1,
   encode: (flag) => (flag ? 1 : 0)
@@ -116,12 +122,24 @@ export const OperationRow = Schema.Struct({
   ...Operation.fields,
   request: Schema.parseJson(Operation.fields.request),
   response: Schema.NullOr(Schema.parseJson(Schema.Record({ key: Schema.String, value: Schema.Unknown }))),
-  destructive: Flag
+  destructive: Flag,
+  wish: Schema.NullOr(Schema.parseJson(CallWish)),
+  deadline_at: Schema.NullOr(Schema.Int)
 })
 
 export const fromOperation = (operation: Operation) => ({
   ...Schema.encodeSync(OperationRow)(operation),
-  unresolved_uid: isUnresolved(operation) ? operation.uid : null
+  unresolved_uid: isUnresolved(operation) ? operation.uid : null,
+  open_call_uid: isCall(operation) && isOpen(operation) ? operation.uid : null
 })
 
+/** A failed call stays open until its wish is wholly taken back. */
+const isOpen = (call: Operation) => !hasEnded(call) || (call.status === "failed" && call.phase === "uncertain")
+
 export const ConditionsRow = Schema.Struct({ uid: Uid, conditions: Schema.parseJson(Schema.Array(Condition)) })
+
+/** Times are compared as text, so they must all carry milliseconds. */
+export const normalised = (time: string): string => {
+  const ms = Date.parse(time)
+  return Number.isNaN(ms) ? time : new Date(ms).toISOString()
+}

@@ -30,6 +30,7 @@ const plan = (items: ReadonlyArray<PlanItem>, over: Partial<Plan> = {}): Plan =>
   items,
   held: [],
   digest: null,
+  withheld: [],
   notices: [],
   ...over
 })

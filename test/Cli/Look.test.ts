@@ -1,6 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
 import type { Drift } from "../../schema/Api.ts"
-import type { OperationId } from "../../schema/Ids.ts"
 import * as Look from "../../src/Cli/Look.ts"
 import { clean, plain, table } from "../../src/Cli/Output.ts"
 import * as VolumeText from "../../src/Cli/VolumeText.ts"
@@ -54,35 +53,6 @@ describe("what is shown of a volume", () => {
   })
 })
 
-describe("explain", () => {
-  it("ends with the command to type", () => {
-    const operation = "op-12345678-1234-1234-1234-123456789012" as OperationId
-    const text = (v: typeof stuck) => VolumeText.explanation(v, "", Look.nextCommand(v, null, null), plain)
-    const stuck = volume(
-      "b",
-      A,
-      {},
-      { conditions: [ready({ ...blocked, suggestion: "detach one" })], last_operation_id: operation }
-    )
-    assert.isTrue(text(stuck).endsWith(`\nType: volumed ops ${operation}\n`))
-    assert.include(text(stuck), "detach one")
-    assert.isTrue(text(volume("b", A)).endsWith("\nType: volumed get b -o yaml\n"))
-  })
-
-  it("offers to take a removal back", () => {
-    const deletion = {
-      policy: "retain",
-      requested_at: "2026-03-01T12:00:00Z",
-      by: "alice",
-      execute_after: "2026-03-01T12:00:00Z",
-      remaining: ["detach"]
-    } as const
-    const leaving = volume("b", A, { deletion })
-    assert.strictEqual(Look.nextCommand(leaving, null, null), "volumed undelete b")
-    assert.include(VolumeText.explanation(leaving, "", "", plain), "retain, asked for by alice")
-  })
-})
-
 describe("drift", () => {
   const known = { state: "known", at: "2026-03-01T12:00:00Z", message: null } as const
   const answer = (over: Partial<Drift> = {}): Drift => ({
@@ -117,6 +87,18 @@ describe("drift", () => {
     const text = Look.driftText(answer({ items: [item] }), plain)
     assert.include(text, "! b  attachment: is on no VM, wanted on the appliance\n")
     assert.include(text, `since ${known.at}; by carol; repair: attach, export`)
+  })
+
+  it("shows what a late effect or another block waits for, and what to do about it", () => {
+    const blocked = {
+      reason: "LateEffect",
+      category: "blocked",
+      message: "an attach took effect after its wish was taken back",
+      suggestion: "volumed accept b makes this the wish"
+    } as const
+    const text = Look.driftText(answer({ items: [{ ...item, next_actions: [], blocked }] }), plain)
+    assert.include(text, "    LateEffect: an attach took effect after its wish was taken back\n")
+    assert.include(text, "      volumed accept b makes this the wish\n")
   })
 
   it("never says none where a source was not read", () => {

@@ -59,18 +59,24 @@ describe("JSON bodies", () => {
     assert.isAbove(refused, 100)
   })
 
-  it("are refused for what JSON.parse lets pass: duplicate keys, __proto__, infinities, depth (X4)", () => {
+  it("are refused for what JSON.parse lets pass: duplicate keys, __proto__, infinities, surrogates, depth, a million keys (X4)", () => {
     const texts: ReadonlyArray<readonly [string, RegExp]> = [
       ['{"a":1,"a":1}', /every key once, found "a" again/],
       ['{"a":1,"\\u0061":1}', /every key once/],
       ['{"\\u005f_proto__":1}', /no key __proto__/],
       ["[1e400]", /64 bits/],
       ["[-1e400]", /64 bits/],
+      ['["\\ud800"]', /half of a surrogate pair/],
+      ['["\\udc00\\ud800"]', /half of a surrogate pair/],
+      ['["\\ud83d\\u0020\\ude00"]', /half of a surrogate pair/],
+      ['{"\\udfff":1}', /half of a surrogate pair/],
       ["[".repeat(33) + "]".repeat(33), /32 levels/],
+      [`{${Array.from({ length: 1_000_000 }, (_, index) => `"${index}":0`).join(",")}}`, /at most 1000 keys/],
       ['{"a":'.repeat(100_000), /32 levels/]
     ]
     for (const [text, problem] of texts) assert.match(problemOf(text)?.problem ?? "", problem)
     assert.isTrue(Either.isRight(Json.parse("[".repeat(32) + "]".repeat(32))))
+    assert.strictEqual(Either.getOrThrow(Json.parse('"\\ud83d\\ude00 😀"')), "😀 😀")
     assert.deepStrictEqual(Either.getOrThrow(Json.parse('{"constructor":1,"toString":2}')), {
       constructor: 1,
       toString: 2

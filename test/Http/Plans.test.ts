@@ -1,13 +1,11 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Fiber } from "effect"
+import { Effect } from "effect"
 import type { Held } from "../../schema/Action.ts"
-import { OperationId, VolumeId } from "../../schema/Ids.ts"
+import { VolumeId } from "../../schema/Ids.ts"
 import { type Inventory, known, unread } from "../../schema/Inventory.ts"
-import type { Operation } from "../../schema/Operation.ts"
 import { emptyInventory, GIB, offering, send, start, type Started, zone } from "./support.ts"
 
 const volumeId = VolumeId.make("c6ef61d1-300f-442a-86e5-000000000001")
-const idOf = (index: number) => OperationId.make(`op-12345678-1234-1234-1234-${String(index).padStart(12, "0")}`)
 
 const heldOf = ({ world }: Started): ReadonlyArray<Held> =>
   world.declarations.map(({ uid, name, generation }) => ({
@@ -77,6 +75,20 @@ describe("plan, approve and drift", () => {
     })
   )
 
+  it.scopedLive("shows on a dry run whom an approval would concern, and approves nothing", () =>
+    Effect.gen(function* () {
+      const started = yield* start()
+      const { client, world } = started
+      yield* client.put("a", { size: "1Gi" })
+      world.held = heldOf(started)
+      const plan = yield* client.approveDryRun("digest-of-1")
+      assert.deepStrictEqual<ReadonlyArray<string>>(plan.changed, ["a"])
+      assert.strictEqual(world.approvals.length, 0)
+      const other = yield* Effect.flip(client.approveDryRun("digest-of-9"))
+      assert.strictEqual(other._tag === "ApiError" ? other.code : other._tag, "CONFLICT")
+    })
+  )
+
   it.scopedLive("lists only gaps that no declaration caused, with when they were first seen", () =>
     Effect.gen(function* () {
       const { client, world } = yield* start()
@@ -96,84 +108,27 @@ describe("plan, approve and drift", () => {
   )
 })
 
-const operation = (index: number, part: Partial<Operation> = {}): Operation => ({
-  id: idOf(index),
-  type: "attach",
-  status: "executing",
-  volume_id: volumeId,
-  vm_id: null,
-  request: { _tag: "Attach" },
-  response: null,
-  error: null,
-  created_at: "2026-03-01T12:00:00Z",
-  updated_at: "2026-03-01T12:00:00Z",
-  completed_at: null,
-  name: "a",
-  uid: "c6ef61d1-300f-442a-86e5-00000000000a" as Operation["uid"],
-  cause: "declaration",
-  actor: "v2",
-  generation: 1,
-  phase: "submitted",
-  job_id: null,
-  attempts: 1,
-  parent_id: null,
-  destructive: false,
-  submitted_at: 1,
-  expires_at: 2,
-  ...part
-})
-
-describe("GET /api/v1/operations", () => {
-  it.scopedLive("answers a bare array, its next page in a header, and leaves empty fields out", () =>
+describe("GET /api/v2/offerings", () => {
+  it.scopedLive("shows what there is and what is taken when nothing is named, read once a day", () =>
     Effect.gen(function* () {
-      const { url, client, world } = yield* start()
-      world.operations = [0, 1, 2].map((index) => operation(index, index === 2 ? { type: "detach" } : {}))
-      const page = yield* send(`${url}/api/v1/operations?limit=2&made_up=ignored`)
-      assert.isTrue(Array.isArray(page.body))
-      const [first] = page.body as unknown as ReadonlyArray<Record<string, unknown>>
-      assert.sameMembers(Object.keys(first ?? {}), [
-        "id",
-        "type",
-        "status",
-        "volume_id",
-        "request",
-        "created_at",
-        "updated_at",
-        "name",
-        "uid",
-        "cause",
-        "actor",
-        "generation",
-        "phase",
-        "attempts"
-      ])
-      assert.strictEqual(page.headers.get("next-cursor"), "2")
-      const rest = yield* client.operations({ limit: 2, cursor: "2" })
+      const { client, url, world } = yield* start()
+      world.cloudDown = true
+      const away = yield* send(`${url}/api/v2/offerings`)
+      assert.strictEqual(away.status, 503)
+      assert.strictEqual(away.body["code"], "CLOUDSTACK_UNAVAILABLE")
+      world.cloudDown = false
+      const { items, zones, default_disk_offering_id, default_zone_id } = yield* client.offerings
       assert.deepStrictEqual(
-        rest.items.map(({ id }) => id),
-        [idOf(2)]
+        items.map(({ name, customized, size_gib }) => [name, customized, size_gib]),
+        [
+          ["Custom OSSEA", true, 0],
+          ["Fixed 20", false, 20]
+        ]
       )
-      assert.strictEqual(rest.next, null)
-      assert.strictEqual((yield* client.operations({ type: "detach" })).items.length, 1)
-      for (const query of ["status=done", "type=attack", "limit=-1", "since=yesterday"]) {
-        assert.strictEqual((yield* send(`${url}/api/v1/operations?${query}`)).status, 400, query)
-      }
-    })
-  )
-
-  it.scopedLive("holds one back until it has ended, and answers 404 for unknown and malformed ids", () =>
-    Effect.gen(function* () {
-      const { url, client, world } = yield* start()
-      world.operations = [operation(0)]
-      const waiting = yield* Effect.fork(client.operation(idOf(0), 30))
-      yield* Effect.sleep(50)
-      world.operations = [operation(0, { status: "completed", phase: "settled", completed_at: "2026-03-01T12:00:05Z" })]
-      assert.strictEqual((yield* Fiber.join(waiting)).status, "completed")
-      for (const id of [idOf(9), "x", "op-1'%20or%201=1"]) {
-        const missing = yield* send(`${url}/api/v1/operations/${id}`)
-        assert.strictEqual(missing.status, 404)
-        assert.strictEqual(missing.body["code"], "NOT_FOUND")
-      }
+      assert.deepStrictEqual(zones, [{ id: zone, name: "zone-1" }])
+      assert.deepStrictEqual([default_disk_offering_id, default_zone_id], [offering, zone])
+      world.cloudDown = true
+      assert.strictEqual((yield* send(`${url}/api/v2/offerings`)).status, 200)
     })
   )
 })
@@ -296,59 +251,6 @@ describe("GET /api/v1/exports", () => {
         ]),
         [[volumeId, "unknown", true, false, false]]
       )
-    })
-  )
-})
-
-describe("GET /health", () => {
-  it.scopedLive("is 200 exactly when a write would be accepted", () =>
-    Effect.gen(function* () {
-      const { url, client, world } = yield* start()
-      const statusOfWrite = Effect.map(
-        send(`${url}/api/v2/volumes/probe?dry_run=true`, {
-          method: "PUT",
-          json: { size: "1Gi", disk_offering_id: offering, zone_id: zone }
-        }),
-        ({ status }) => status
-      )
-      const agrees = Effect.gen(function* () {
-        const { status } = yield* send(`${url}/health`)
-        assert.strictEqual(status, (yield* statusOfWrite) === 200 ? 200 : 503)
-        return status
-      })
-      world.cloudDown = true
-      assert.strictEqual(yield* agrees, 503)
-      world.cloudDown = false
-      assert.strictEqual(yield* agrees, 200)
-      world.cloudDown = true
-      assert.strictEqual(yield* agrees, 200, "offering and zone are known for a day")
-      world.databaseDown = true
-      assert.strictEqual(yield* agrees, 503)
-      assert.strictEqual((yield* client.health).status, "unhealthy")
-    })
-  )
-
-  it.scopedLive("names what is wrong, and the hold, in texts", () =>
-    Effect.gen(function* () {
-      const { client, world } = yield* start()
-      assert.strictEqual((yield* client.health).status, "healthy")
-      world.hold = "array maintenance"
-      world.inventory = { ...emptyInventory, guest: unread(1, "EACCES", "sysfs is not readable") }
-      const health = yield* client.health
-      assert.strictEqual(health.status, "degraded")
-      assert.strictEqual(health.details["hold"], "array maintenance")
-      assert.strictEqual(health.device_monitor, "unread: sysfs is not readable")
-      assert.sameMembers(Object.keys(health.details), [
-        "database",
-        "cloudstack",
-        "devices",
-        "nbd",
-        "sandbox",
-        "hold",
-        "version"
-      ])
-      world.inventory = null
-      assert.strictEqual((yield* client.health).nbd_health, "not read yet")
     })
   )
 })

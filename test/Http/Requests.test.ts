@@ -2,40 +2,62 @@ import * as Net from "node:net"
 import * as HttpApi from "@effect/platform/HttpApi"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Exit, Fiber, Scope } from "effect"
-import { Api } from "../../schema/Api.ts"
-import { latch, send, start } from "./support.ts"
-
-/** Whatever was refused, the body has the contract's form, and nothing else. */
-const assertErrorBody = (body: Record<string, unknown>, code: string) => {
-  assert.sameMembers(Object.keys(body), ["error", "code", "details", "request_id"])
-  assert.strictEqual(body["code"], code)
-  assert.match(String(body["request_id"]), /^req-[0-9a-f-]{36}$/)
-  assert.strictEqual(typeof body["details"], "object")
-  assert.ok(String(body["error"]).length > 0)
-}
+import { Api } from "../../schema/Routes.ts"
+import { type Code, statuses } from "../../schema/Api.ts"
+import { Refused } from "../../schema/Document.ts"
+import {
+  CloudStackUnavailable,
+  CursorExpired,
+  GenerationConflict,
+  PreconditionLost,
+  StoreUnavailable
+} from "../../schema/Errors.ts"
+import * as ErrorAnswer from "../../src/Http/ErrorAnswer.ts"
+import { bodyReaders } from "../../src/Http/Request.ts"
+import * as Logging from "../../src/Logging.ts"
+import { send, start } from "./support.ts"
+import { assertErrorBody } from "./Wire.ts"
 
 const json = { "content-type": "application/json" }
 
-/** What a raw socket is answered, until the server ends the connection. */
-const speak = (port: number, ...parts: ReadonlyArray<string>): Effect.Effect<string> =>
-  Effect.async<string>((resume) => {
-    const socket = Net.connect(port, "127.0.0.1")
-    let answer = ""
-    socket.setEncoding("utf8")
-    socket.on("data", (text: string) => (answer += text))
-    socket.on("error", () => {})
-    socket.on("close", () => resume(Effect.succeed(answer)))
-    for (const part of parts) socket.write(part)
-    return Effect.sync(() => socket.destroy())
+/** The beginning of an answer: some go on for ever. */
+const begun = (url: string, method: string) =>
+  Effect.promise(async () => {
+    const abort = new AbortController()
+    const response = await fetch(url, { method, signal: abort.signal })
+    const first = await response.body?.getReader().read()
+    abort.abort()
+    return { status: response.status, text: new TextDecoder().decode(first?.value) }
   })
 
-const bodyOf = (answer: string) => JSON.parse(answer.slice(answer.indexOf("\r\n\r\n"))) as Record<string, unknown>
+/** Neighbours of routes: a path has one spelling, the one that access was judged by. */
+const unknown: ReadonlyArray<string> = [
+  "/",
+  "//health",
+  "/health/",
+  "/Health",
+  "/heal%74h",
+  "/health;x",
+  "/health%23",
+  "/health%3Fx",
+  "/api/v2",
+  "/api/v2/",
+  "/api/v3/volumes",
+  "/api/v2/volumes/",
+  "/api/v2/volumes/a/b",
+  "/api/v2/volumes/a/",
+  "/api/v2//volumes/a",
+  "/api/v2/volumes/%",
+  "/api/v2/volumes/%ff",
+  "/api/v2/volumes/..%2f..%2fhealth",
+  `/${"a/".repeat(2_000)}`
+]
 
 describe("requests that are refused", () => {
   it.scopedLive("answers unknown paths with 404 and wrong methods with 405 and what is allowed", () =>
     Effect.gen(function* () {
       const { url } = yield* start()
-      for (const path of ["/", "/api/v2", "/api/v3/volumes", "/api/v2/volumes/a/b", "/health;x", "/health%23"]) {
+      for (const path of unknown) {
         const missing = yield* send(`${url}${path}`)
         assert.strictEqual(missing.status, 404, path)
         assertErrorBody(missing.body, "NOT_FOUND")
@@ -57,12 +79,12 @@ describe("requests that are refused", () => {
         onGroup: () => {},
         onEndpoint: ({ endpoint: { method, path } }) => void endpoints.push({ method, path })
       })
-      assert.strictEqual(endpoints.length, 15)
+      assert.isAbove(endpoints.length, 40)
       for (const { method, path } of endpoints) {
-        const filled = path.replace(":name", "a").replace(":id", "op-x")
-        const answer = yield* send(`${url}${filled}`, { method })
-        assert.notStrictEqual(answer.status, 405, `${method} ${path}`)
-        assert.notInclude(String(answer.body["error"]), "no such path", `${method} ${path}`)
+        const { status, text } = yield* begun(`${url}${path.replaceAll(/:[a-z]+/g, "x")}`, method)
+        assert.notStrictEqual(status, 405, `${method} ${path}`)
+        assert.notInclude(text, "no such path", `${method} ${path}`)
+        assert.notInclude(text, "not written yet", `${method} ${path}`)
       }
     })
   )
@@ -212,52 +234,116 @@ describe("requests that are refused", () => {
       assert.notMatch(String(missing.body["error"]), /timeout|device/)
     })
   )
+})
 
-  it.scopedLive("answers in the same form what is no HTTP request or beyond the limits (X5)", () =>
+describe("what goes wrong (S20, X7, X11)", () => {
+  const canary = "CANARY-sEcReT"
+  const words = /CANARY|sEcReT/
+
+  const failures: Readonly<Record<ErrorAnswer.Failure["_tag"], ErrorAnswer.Failure>> = {
+    Refused: new Refused({ code: "INVALID_REQUEST", error: "no", suggestion: null, errors: [] }),
+    RequestRefused: new ErrorAnswer.RequestRefused({ code: "NOT_FOUND", error: "no" }),
+    GenerationConflict: new GenerationConflict({ name: "a", expected: 1, found: 2 }),
+    PreconditionLost: new PreconditionLost({ detail: "no" }),
+    CursorExpired: new CursorExpired({ cursor: canary }),
+    StoreUnavailable: new StoreUnavailable({
+      detail: `INSERT INTO declarations VALUES ('${canary}')`,
+      outcome_unknown: true,
+      cause: new Error(canary)
+    }),
+    CloudStackUnavailable: new CloudStackUnavailable({
+      command: `https://cloud/client/api?apiKey=${canary}`,
+      kind: "transport",
+      detail: canary,
+      cause: new Error(canary)
+    })
+  }
+
+  it("is answered in the contract's form and tells nothing that is not for the caller", () => {
+    for (const failure of Object.values(failures)) {
+      const { status, body } = ErrorAnswer.make(failure, "req-12345678-1234-1234-1234-123456789012")
+      assertErrorBody({ ...body }, body.code)
+      assert.strictEqual(status, statuses[body.code])
+      assert.notMatch(JSON.stringify(body), words, failure._tag)
+      assert.notMatch(JSON.stringify(body), /    at |node_modules/, failure._tag)
+    }
+  })
+
+  it("has the words that version 1 clients tell errors apart by, and only where they are right", () => {
+    const text = "the device had a timeout"
+    const passing: ReadonlyArray<string> = ["REQUEST_TIMEOUT", "OVERLOADED", "MAINTENANCE", "STANDBY"]
+    const away = [...passing, "CLOUDSTACK_UNAVAILABLE", "DATABASE_UNAVAILABLE"]
+    const input = [
+      "INVALID_REQUEST",
+      "TOO_LARGE",
+      "UNSUPPORTED_MEDIA_TYPE",
+      "CLOUDSTACK_INVALID_PARAMETER",
+      "FIELD_IMMUTABLE",
+      "IDEMPOTENCY_KEY_REUSED"
+    ]
+    for (const code of Object.keys(statuses) as ReadonlyArray<Code>) {
+      const { body, headers } = ErrorAnswer.answer(code, text, "req-1", { cloudstack_code: 535 })
+      assert.strictEqual(body.error.includes("CloudStack API error 431"), input.includes(code), code)
+      assert.strictEqual(body.error.includes("CloudStack API error 432"), code === "CLOUDSTACK_RESOURCE_LIMIT", code)
+      if (!body.error.startsWith("CloudStack API error"))
+        assert.strictEqual(/timeout|device/.test(body.error), away.includes(code), code)
+      assert.strictEqual(body.details["cloudstack_code"], 535)
+      assert.strictEqual("retry-after" in headers, statuses[code] === 503, code)
+    }
+    assert.strictEqual(ErrorAnswer.answer("FIELD_IMMUTABLE", "", "req-1").body.details["cloudstack_code"], 431)
+  })
+
+  it.scopedLive("is in the log once a request, with who asked, and without a line of the caller's own (X11)", () =>
     Effect.gen(function* () {
-      const { addresses } = yield* start()
-      const port = addresses[0]?.port ?? 0
-      const garbage = yield* speak(port, "NONSENSE\r\n\r\n")
-      assert.match(garbage, /^HTTP\/1\.1 400 /)
-      assertErrorBody(bodyOf(garbage), "INVALID_REQUEST")
-      const bomb = yield* speak(port, `GET / HTTP/1.1\r\nHost: a\r\nX: ${"x".repeat(32 * 1024)}\r\n\r\n`)
-      assert.match(bomb, /^HTTP\/1\.1 431 /)
-      assertErrorBody(bodyOf(bomb), "HEADERS_TOO_LARGE")
-      const smuggled = yield* speak(
-        port,
-        "PUT /api/v2/volumes/a HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+      const log: Array<string> = []
+      const { url, world } = yield* start(
+        {},
+        Logging.layer({ log_level: "debug", log_format: "json" }, (line) => log.push(line))
       )
-      assert.match(smuggled, /^HTTP\/1\.1 400 /)
-      const expecting = yield* speak(port, "GET /health HTTP/1.1\r\nHost: a\r\nExpect: a-miracle\r\n\r\n")
-      assert.match(expecting, /^HTTP\/1\.1 417 /)
-      assertErrorBody(bodyOf(expecting), "EXPECTATION_FAILED")
+      const headers = { "volumed-actor": "mary" }
+      const written = yield* send(`${url}/api/v2/volumes/a`, { method: "PUT", json: { size: "1Gi" }, headers })
+      yield* send(`${url}/api/v2/volumes/a?dry_run=true`, { method: "PUT", json: { size: "1Gi" }, headers })
+      yield* send(`${url}/api/v2/volumes/b%0A%1B[31mforged`)
+      yield* send(`${url}/nowhere`)
+      world.databaseDown = true
+      const failed = yield* send(`${url}/api/v2/volumes/a`)
+      const told = log.map((line) => JSON.parse(line) as Record<string, unknown>).filter((line) => "route" in line)
+      assert.deepStrictEqual(
+        told.map(({ level, message, method, route, status, actor }) => [level, message, method, route, status, actor]),
+        [
+          ["info", "write accepted", "PUT", "/api/v2/volumes/:name", 201, "mary"],
+          ["debug", "answered", "PUT", "/api/v2/volumes/:name", 200, "mary"],
+          ["debug", "refused", "GET", "/api/v2/volumes/:name", 404, "v2"],
+          ["debug", "refused", "GET", "none", 404, null],
+          ["debug", "refused", "GET", "/api/v2/volumes/:name", 503, "v2"]
+        ]
+      )
+      assert.strictEqual(told[0]?.["request_id"], written.headers.get("x-request-id"))
+      assert.strictEqual(told[4]?.["request_id"], failed.body["request_id"])
+      assert.isTrue(told.every(({ ms }) => typeof ms === "number" && ms >= 0))
+      for (const line of log) assert.match(line, /^[^\u0000-\u001f\u007f]+\n$/)
     })
   )
+})
 
-  it.scopedLive("turns away more requests than it works on at once (S22)", () =>
+describe("version 1 bodies", () => {
+  it.effect("are read whatever the client calls them, and may be missing where none is needed", () =>
     Effect.gen(function* () {
-      const { url, world } = yield* start()
-      const gate = yield* latch
-      world.inWrite = gate.wait
-      const requests = yield* Effect.forEach(
-        Array.from({ length: 300 }, (_, index) => index),
-        (index) => Effect.fork(send(`${url}/api/v2/volumes/v-${index}`, { method: "PUT", json: { size: "1Gi" } })),
-        { concurrency: "unbounded" }
-      )
-      yield* Effect.repeat(Effect.sleep(20), {
-        until: () =>
-          Effect.map(Effect.forEach(requests, Fiber.poll), (polled) => polled.some(({ _tag }) => _tag === "Some"))
-      })
-      yield* gate.open
-      const answers = yield* Fiber.join(Fiber.all(requests))
-      const turnedAway = answers.filter(({ status }) => status === 503)
-      assert.isAtLeast(turnedAway.length, 1)
-      for (const { body, headers } of turnedAway) {
-        assertErrorBody(body, "OVERLOADED")
-        assert.ok(headers.get("retry-after"))
+      const of = (text: string) => () => Effect.succeed(Buffer.from(text))
+      for (const headers of [
+        {},
+        { "content-type": "text/plain" },
+        { "content-type": "application/x-www-form-urlencoded" }
+      ]) {
+        assert.deepStrictEqual(yield* bodyReaders(headers, of(""), "any").optionalJson(10), {})
+        assert.deepStrictEqual(yield* bodyReaders(headers, of('{"a":1}'), "any").optionalJson(10), { a: 1 })
+        assert.deepStrictEqual(yield* bodyReaders(headers, of('{"a":1}'), "any").json(10), { a: 1 })
+        const refused = yield* Effect.flip(bodyReaders(headers, of("{}"), ["application/json"]).json(10))
+        assert.match(refused.message, /expected a body of type application\/json/)
       }
-      assert.isTrue(answers.every(({ status }) => status === 503 || status === 201))
-      assert.strictEqual(world.declarations.length, answers.length - turnedAway.length)
+      const zipped = bodyReaders({ "content-encoding": "gzip" }, of("{}"), "any")
+      assert.match((yield* Effect.flip(zipped.optionalJson(10))).message, /not compressed/)
+      assert.match((yield* Effect.flip(bodyReaders({}, of("{"), "any").optionalJson(10))).message, /end of the text/)
     })
   )
 })

@@ -1,21 +1,9 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Fiber } from "effect"
-import { type Declaration, unbound } from "../../schema/Declaration.ts"
+import type { Declaration } from "../../schema/Declaration.ts"
 import { OperationId, VolumeId } from "../../schema/Ids.ts"
 import type { Operation } from "../../schema/Operation.ts"
-import {
-  appliance,
-  fixedOffering,
-  GIB,
-  latch,
-  offering,
-  otherVm,
-  type Raw,
-  send,
-  start,
-  type World,
-  zone
-} from "./support.ts"
+import { fixedOffering, GIB, offering, type Raw, send, start, type World, zone } from "./support.ts"
 
 const volumeId = VolumeId.make("c6ef61d1-300f-442a-86e5-000000000001")
 
@@ -55,6 +43,8 @@ const operation = (declaration: Declaration, part: Partial<Operation>): Operatio
   destructive: true,
   submitted_at: 1,
   expires_at: 2,
+  wish: null,
+  deadline_at: null,
   ...part
 })
 
@@ -300,6 +290,36 @@ describe("PUT /api/v2/volumes/{name}", () => {
     })
   )
 
+  it.scopedLive("stores nothing on a dry run of any other write either", () =>
+    Effect.gen(function* () {
+      const { url, world, client } = yield* start()
+      yield* client.apply({ set: "s", volumes: [{ name: "a", size: "1Gi" }] })
+      const before = world.declarations
+      const outcome = (method: string, path: string, json?: unknown) =>
+        Effect.map(
+          send(`${url}/api/v2/${path}`, { method, ...(json === undefined ? {} : { json }) }),
+          ({ status, body }) => {
+            assert.strictEqual(status, 200, `${method} ${path}`)
+            assert.property(body, "text")
+            return ["created", "changed", "unchanged", "removed"].filter(
+              (key) => (body[key] as ReadonlyArray<string>).length > 0
+            )
+          }
+        )
+      assert.deepStrictEqual(yield* outcome("PATCH", "volumes/a?dry_run=true", { read_only: true }), ["changed"])
+      assert.deepStrictEqual(yield* outcome("DELETE", "volumes/a?dry_run=true"), ["removed"])
+      const document = { set: "s", volumes: [{ name: "b", size: "1Gi" }] }
+      assert.deepStrictEqual(yield* outcome("POST", "apply?dry_run=true", document), ["created"])
+      assert.strictEqual(world.declarations, before)
+      yield* client.delete("a")
+      const removed = world.declarations
+      assert.deepStrictEqual(yield* outcome("POST", "volumes/a/undelete?dry_run=true"), ["changed"])
+      assert.strictEqual(world.declarations, removed)
+      const wrong = yield* send(at(url, "a", "?dry_run=maybe"), { method: "DELETE" })
+      assert.strictEqual(wrong.status, 400)
+    })
+  )
+
   it.scopedLive("keeps the history of who changed which field", () =>
     Effect.gen(function* () {
       const { client, world } = yield* start()
@@ -399,17 +419,18 @@ describe("DELETE and undelete", () => {
     })
   )
 
-  it.scopedLive("puts the removal back when a delete began while it was being taken back", () =>
+  it.scopedLive("leaves a removal whose delete began while it was being taken back (S6)", () =>
     Effect.gen(function* () {
       const { url, world, client } = yield* start()
       yield* put(url, "a", { size: "1Gi", deletion_policy: "delete" })
       yield* client.delete("a")
-      world.afterWrite = () => {
+      world.inWrite = Effect.sync(() => {
         world.operations = [operation(only(world), { phase: "intended", status: "pending" })]
-      }
+      })
       const refused = yield* Effect.flip(client.undelete("a"))
       assert.strictEqual(refused._tag === "ApiError" ? refused.code : refused._tag, "DELETING")
       assert.strictEqual(only(world).deletion?.policy, "delete")
+      assert.strictEqual(only(world).generation, 2)
     })
   )
 })
@@ -482,229 +503,6 @@ describe("GET /api/v2/volumes/{name}", () => {
       assert.strictEqual((yield* put(url, name, { size: "1Gi" })).status, 201)
       assert.strictEqual((yield* send(at(url, name))).status, 200)
       assert.strictEqual((yield* put(url, `${name}n`, { size: "1Gi" })).status, 400)
-    })
-  )
-})
-
-describe("GET /api/v2/volumes", () => {
-  it.scopedLive("pages in bytewise order and tells the newest event it contains", () =>
-    Effect.gen(function* () {
-      const { client } = yield* start()
-      for (const name of ["b", "B", "a", "a-1", "c"]) yield* client.put(name, { size: "1Gi" })
-      const first = yield* client.volumes({ limit: 2 })
-      assert.deepStrictEqual(
-        first.items.map(({ name }) => `${name}`),
-        ["B", "a"]
-      )
-      assert.strictEqual(first.event_id, 5)
-      const second = yield* client.volumes({ limit: 2, cursor: first.next_cursor ?? "" })
-      assert.deepStrictEqual(
-        second.items.map(({ name }) => `${name}`),
-        ["a-1", "b"]
-      )
-      const third = yield* client.volumes({ limit: 2, cursor: second.next_cursor ?? "" })
-      assert.deepStrictEqual(
-        third.items.map(({ name }) => `${name}`),
-        ["c"]
-      )
-      assert.strictEqual(third.next_cursor, null)
-    })
-  )
-
-  it.scopedLive("filters by what is declared and by conditions", () =>
-    Effect.gen(function* () {
-      const { client, world, url } = yield* start()
-      yield* client.apply({
-        set: "s1",
-        volumes: [
-          { name: "a", size: "1Gi", attached_to: "appliance", metadata: { job: "x" } },
-          { name: "b", size: "1Gi", attached_to: otherVm, paused: { reason: "r", by: "b" } }
-        ]
-      })
-      yield* client.put("c", { volume_id: volumeId, metadata: { job: "x" } })
-      world.ready = new Set(["b"])
-      const names = (filter: Parameters<typeof client.volumes>[0]) =>
-        Effect.map(client.volumes(filter), ({ items }) => items.map(({ name }) => `${name}`).join())
-      assert.strictEqual(yield* names({ set: "s1" }), "a,b")
-      assert.strictEqual(yield* names({ metadata: { job: "x" } }), "a,c")
-      assert.strictEqual(yield* names({ metadata: { job: "x" }, set: "s1" }), "a")
-      assert.strictEqual(yield* names({ attached_to: "appliance" }), "a")
-      assert.strictEqual(yield* names({ attached_to: otherVm }), "b")
-      assert.strictEqual(yield* names({ volume_id: volumeId }), "c")
-      assert.strictEqual(yield* names({ paused: true }), "b")
-      assert.strictEqual(yield* names({ paused: false }), "a,c")
-      assert.strictEqual(yield* names({ condition: "Ready:False" }), "a,c")
-      assert.strictEqual(yield* names({ condition: "Ready:True" }), "b")
-      assert.strictEqual(yield* names({ removed: true }), "")
-      for (const query of [
-        "limit=0",
-        "limit=1001",
-        "limit=ten",
-        "cursor=%21",
-        "paused=maybe",
-        "nmae=a",
-        "set=a&set=b"
-      ]) {
-        assert.strictEqual((yield* send(`${url}/api/v2/volumes?${query}`)).status, 400, query)
-      }
-    })
-  )
-
-  it.scopedLive("shows attached volumes nobody declared", () =>
-    Effect.gen(function* () {
-      const { client, world } = yield* start()
-      const inventory = world.inventory
-      assert.ok(inventory !== null && inventory.cloud._tag === "Known")
-      const volume = (id: string, vm_id: string | null, type = "DATADISK") => ({
-        id: VolumeId.make(id),
-        name: "foreign",
-        type,
-        state: "Ready",
-        size: GIB,
-        vm_id: vm_id === null ? null : appliance,
-        vm_name: "oma",
-        vm_state: "Running",
-        device_id: 1,
-        zone_id: zone,
-        disk_offering_id: offering,
-        created_at: null,
-        tags: [],
-        job_id: null,
-        delete_protection: false
-      })
-      const foreign = "c6ef61d1-300f-442a-86e5-000000000002"
-      world.inventory = {
-        ...inventory,
-        cloud: {
-          ...inventory.cloud,
-          value: {
-            ...inventory.cloud.value,
-            volumes: [
-              volume(volumeId, appliance),
-              volume(foreign, appliance),
-              volume("c6ef61d1-300f-442a-86e5-000000000003", null),
-              volume("c6ef61d1-300f-442a-86e5-000000000004", appliance, "ROOT")
-            ]
-          }
-        }
-      }
-      yield* client.put("a", { volume_id: volumeId })
-      const { items } = yield* client.unmanaged()
-      assert.deepStrictEqual(
-        items.map(({ volume_id }) => volume_id),
-        [VolumeId.make(foreign)]
-      )
-      assert.isTrue(items[0]?.on_appliance)
-    })
-  )
-})
-
-describe("POST /api/v2/apply", () => {
-  const file = (...names: ReadonlyArray<string>) => names.map((name) => ({ name, size: "1Gi" }))
-
-  it.scopedLive("stores many at once, or none and every problem with its place", () =>
-    Effect.gen(function* () {
-      const { client, world } = yield* start()
-      const refused = yield* Effect.flip(
-        client.apply({ set: "s", volumes: [...file("a", "b", "a"), { name: "d" }, { name: "../e", size: "1Gi" }] })
-      )
-      assert.ok(refused._tag === "ApiError")
-      assert.deepStrictEqual(
-        refused.problems.map(({ index, field }) => `${index} ${field}`),
-        ["2 name", "4 name"]
-      )
-      assert.strictEqual(world.declarations.length, 0)
-      const missing = yield* Effect.flip(client.apply({ set: "s", volumes: [...file("a"), { name: "d" }] }))
-      assert.ok(missing._tag === "ApiError")
-      assert.deepStrictEqual(
-        missing.problems.map(({ index, name, field }) => `${index} ${name} ${field}`),
-        ["1 d size"]
-      )
-      const applied = yield* client.apply({ set: "s", volumes: file("a", "b") })
-      assert.deepStrictEqual<ReadonlyArray<string>>(applied.created, ["a", "b"])
-      assert.deepStrictEqual(
-        applied.items.map(({ set }) => set),
-        ["s", "s"]
-      )
-      const again = yield* client.apply({ set: "s", volumes: file("a", "b", "c") })
-      assert.deepStrictEqual<ReadonlyArray<ReadonlyArray<string>>>(
-        [again.created, again.unchanged, again.changed],
-        [["c"], ["a", "b"], []]
-      )
-      assert.strictEqual(world.poked.length, 3)
-    })
-  )
-
-  it.scopedLive("refuses what another writer changed since, with who and when, unless it is taken over", () =>
-    Effect.gen(function* () {
-      const { client, world } = yield* start()
-      const document = { set: "s", volumes: [{ name: "a", size: "1Gi", attached_to: "none" }] }
-      yield* client.apply(document)
-      yield* client.patch("a", { attached_to: "appliance" })
-      const refused = yield* Effect.flip(client.apply(document))
-      assert.ok(refused._tag === "ApiError")
-      assert.strictEqual(refused.status, 409)
-      assert.strictEqual(refused.code, "FIELD_CONFLICT")
-      assert.match(refused.problems[0]?.problem ?? "", /written by tester at \d{4}-/)
-      assert.strictEqual(only(world).spec.attached_to, "appliance")
-      yield* client.apply({ ...document, take_over: true })
-      assert.strictEqual(only(world).spec.attached_to, "none")
-    })
-  )
-
-  it.scopedLive("prunes only its own set, only with policy forget, never much and never all", () =>
-    Effect.gen(function* () {
-      const { client, world } = yield* start()
-      const names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
-      yield* client.apply({ set: "s", volumes: file(...names) })
-      yield* client.put("foreign", { size: "1Gi" })
-      yield* client.patch("i", { deletion_policy: "retain" })
-      const without = (...left: ReadonlyArray<string>) => file(...names.filter((name) => !left.includes(name)))
-      for (const request of [
-        { set: "s", volumes: [], prune: true },
-        { set: "s", volumes: without("a", "b", "c"), prune: true },
-        { volumes: without("a"), prune: true }
-      ]) {
-        const refused = yield* Effect.flip(client.apply(request))
-        assert.strictEqual(refused._tag === "ApiError" ? refused.code : refused._tag, "INVALID_REQUEST")
-      }
-      assert.isTrue(world.declarations.every(({ deletion }) => deletion === null))
-      const pruned = yield* client.apply({ set: "s", volumes: without("a", "b", "i"), prune: true })
-      assert.deepStrictEqual<ReadonlyArray<ReadonlyArray<string>>>(
-        [pruned.pruned, pruned.prune_kept],
-        [["a", "b"], ["i"]]
-      )
-      const removed = world.declarations.filter(({ deletion }) => deletion !== null).map(({ name }) => `${name}`)
-      assert.deepStrictEqual(removed, ["a", "b"])
-    })
-  )
-
-  it.scopedLive("plans for a candidate document without storing it", () =>
-    Effect.gen(function* () {
-      const { client, world } = yield* start()
-      yield* client.put("old", { size: "1Gi" })
-      const plan = yield* client.planFor({ volumes: file("new") })
-      assert.deepStrictEqual(
-        plan.plan.items.map(({ name }) => `${name}`),
-        ["new", "old"]
-      )
-      assert.deepStrictEqual<ReadonlyArray<string>>(plan.created, ["new"])
-      assert.strictEqual(world.declarations.length, 1)
-    })
-  )
-
-  it.scopedLive("finishes a write whose client hung up, and wakes the reconciler (S14)", () =>
-    Effect.gen(function* () {
-      const { url, world } = yield* start()
-      const gate = yield* latch
-      const reached = yield* latch
-      world.inWrite = Effect.andThen(reached.open, gate.wait)
-      const request = yield* Effect.fork(put(url, "a", { size: "1Gi" }))
-      yield* reached.wait
-      yield* Fiber.interrupt(request)
-      yield* gate.open
-      yield* Effect.repeat(Effect.sleep(5), { until: () => world.poked.length > 0 })
-      assert.strictEqual(only(world).binding, unbound)
     })
   )
 })

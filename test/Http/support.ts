@@ -1,16 +1,31 @@
-import { Deferred, Effect, Layer, Logger, LogLevel, Option, PubSub, Stream } from "effect"
+import { Deferred, Effect, Layer, Logger, LogLevel, Option, PubSub, Queue, Stream } from "effect"
 import { CloudStackRead } from "../../reconciler/CloudStack.ts"
 import { Gate } from "../../reconciler/Gate.ts"
-import { type Planned, Reconciler, type View } from "../../reconciler/Reconciler.ts"
-import { type Approval, type EventRow, Store, type Write } from "../../reconciler/Store.ts"
-import type { Held, Plan, PlanItem } from "../../schema/Action.ts"
+import { type PassSummary, type Planned, Reconciler, type View } from "../../reconciler/Reconciler.ts"
+import * as Views from "../../reconciler/View.ts"
+import * as Declare from "../../reconciler/Declare.ts"
+import {
+  type Alongside,
+  type Approval,
+  type DeviceMappingRow,
+  type EventFilter,
+  type EventRow,
+  type KeyedAnswer,
+  type Maintenance,
+  type NewCall,
+  type Statistics,
+  Store,
+  type Write
+} from "../../reconciler/Store.ts"
+import type { Held, Plan, PlanItem, Withheld } from "../../schema/Action.ts"
 import type { Status } from "../../schema/Condition.ts"
 import { type Declaration, unbound } from "../../schema/Declaration.ts"
-import { CloudStackUnavailable, GenerationConflict, StoreUnavailable } from "../../schema/Errors.ts"
+import { CloudStackUnavailable, GenerationConflict, PreconditionLost, StoreUnavailable } from "../../schema/Errors.ts"
 import { OfferingId, type Uid, VmId, ZoneId } from "../../schema/Ids.ts"
 import { type Inventory, known } from "../../schema/Inventory.ts"
-import type { Operation } from "../../schema/Operation.ts"
-import * as Client from "../../src/Http/Client.ts"
+import { hasEnded, isCall, isUnresolved, type Operation } from "../../schema/Operation.ts"
+import { limits } from "../../schema/Settings.ts"
+import * as Client from "../../src/Client/Client.ts"
 import * as Server from "../../src/Http/Server.ts"
 
 export const appliance = VmId.make("8a4400e5-c92a-4bc4-8bff-4b6b0b6a018c")
@@ -27,6 +42,14 @@ export interface World {
   operations: ReadonlyArray<Operation>
   events: ReadonlyArray<EventRow>
   approvals: ReadonlyArray<Approval>
+  maintenance: Maintenance | null
+  withheld: ReadonlyArray<Withheld>
+  answers: ReadonlyArray<KeyedAnswer>
+  mappings: ReadonlyArray<DeviceMappingRow>
+  /** What a full pass does when somebody asks for one. */
+  onSync: Effect.Effect<void>
+  /** Readings of the history. */
+  eventReads: number
   poked: ReadonlyArray<Uid>
   ready: ReadonlySet<string>
   held: ReadonlyArray<Held>
@@ -70,12 +93,18 @@ export const emptyInventory: Inventory = {
   })
 }
 
-const makeWorld = (): World => ({
+export const makeWorld = (): World => ({
   declarations: [],
   removed: [],
   operations: [],
   events: [],
   approvals: [],
+  maintenance: null,
+  withheld: [],
+  answers: [],
+  mappings: [],
+  onSync: Effect.void,
+  eventReads: 0,
   poked: [],
   ready: new Set(),
   held: [],
@@ -97,9 +126,12 @@ const unused = Effect.die(new Error("the HTTP surface has no business with this 
 /** Compare-and-swap as the port promises it: all or none, by generation, one living declaration a name. */
 const write = (
   world: World,
-  writes: ReadonlyArray<Write>
-): Effect.Effect<ReadonlyArray<Declaration>, GenerationConflict> =>
-  Effect.suspend(() => {
+  writes: ReadonlyArray<Write>,
+  { calls = [], ends = [], answer }: Alongside
+): Effect.Effect<ReadonlyArray<Declaration>, GenerationConflict | PreconditionLost> =>
+  Effect.suspend((): Effect.Effect<ReadonlyArray<Declaration>, GenerationConflict | PreconditionLost> => {
+    const lost = lostOf(world, writes, ends, answer)
+    if (lost !== null) return Effect.fail(new PreconditionLost({ detail: lost }))
     for (const { name, expected_generation } of writes) {
       const found = world.declarations.find((declaration) => declaration.name === name)?.generation ?? null
       if (found !== expected_generation || world.losses > 0) {
@@ -112,22 +144,59 @@ const write = (
     world.declarations = [...world.declarations.filter(({ name }) => !names.has(name)), ...stored].toSorted((a, b) =>
       a.name < b.name ? -1 : 1
     )
-    world.events = [
-      ...world.events,
-      ...writes.map((one, index) => ({
-        id: world.events.length + 1 + index,
-        at: new Date().toISOString(),
-        kind: one.kind,
-        name: one.name,
-        actor: one.actor,
-        message: ""
-      }))
+    world.operations = [
+      ...calls.map(toOperation),
+      ...world.operations.map((one) => ({ ...one, ...ends.find(({ id }) => id === one.id)?.advance }))
     ]
+    if (answer !== undefined) world.answers = [...world.answers, answer]
+    for (const { kind, name, uid, actor } of writes) tell(world, { kind, name, uid, actor })
     world.afterWrite()
     return Effect.succeed(stored)
   })
 
-const toDeclaration = (world: World, { name, uid, generation, set, spec, managers, deletion }: Write): Declaration => {
+const lostOf = (
+  world: World,
+  writes: ReadonlyArray<Write>,
+  ends: NonNullable<Alongside["ends"]>,
+  answer: KeyedAnswer | undefined
+): string | null => {
+  if (world.answers.some(({ key }) => key === answer?.key)) return "this Idempotency-Key was answered in the meantime"
+  const undeleted = writes.filter(({ kind }) => kind === "undeleted").map(({ uid }) => uid)
+  const sent = world.operations.some((one) => undeleted.includes(one.uid) && Declare.isIrreversible(one))
+  if (sent) return "its volume began to be deleted in this moment"
+  const ended = world.operations.some((one) => hasEnded(one) && ends.some(({ id }) => id === one.id))
+  return ended ? "the operation has ended" : null
+}
+
+/** As the daemon tells of what happened. */
+export const tell = (world: World, event: Partial<EventRow> & Pick<EventRow, "kind">) => {
+  const id = (world.events.at(-1)?.id ?? 0) + 1
+  const blank = { at: new Date().toISOString(), name: null, uid: null, actor: null, operation_id: null, message: "" }
+  world.events = [...world.events, { id, ...blank, ...event }]
+}
+
+const toOperation = (call: NewCall): Operation => ({
+  ...call,
+  status: "pending",
+  response: null,
+  error: null,
+  created_at: new Date().toISOString(),
+  updated_at: new Date().toISOString(),
+  completed_at: null,
+  cause: "api",
+  phase: "intended",
+  job_id: null,
+  attempts: 1,
+  parent_id: null,
+  destructive: false,
+  submitted_at: null,
+  expires_at: null
+})
+
+const toDeclaration = (
+  world: World,
+  { name, uid, generation, set, spec, managers, deletion, binding }: Write
+): Declaration => {
   const before = world.declarations.find((declaration) => declaration.uid === uid)
   const at = new Date().toISOString()
   return {
@@ -141,7 +210,7 @@ const toDeclaration = (world: World, { name, uid, generation, set, spec, manager
     created_at: before?.created_at ?? at,
     updated_at: at,
     removed_at: null,
-    binding: before?.binding ?? unbound
+    binding: binding === undefined ? (before?.binding ?? unbound) : { ...(before?.binding ?? unbound), ...binding }
   }
 }
 
@@ -153,15 +222,15 @@ const store = (world: World) => {
     declaration: (name) =>
       up(Effect.sync(() => Option.fromNullable(world.declarations.find((declaration) => declaration.name === name)))),
     removedSince: () => up(Effect.sync(() => world.removed)),
-    write: (writes) =>
+    write: (writes, alongside = {}) =>
       up(
         Effect.andThen(
           Effect.suspend(() => world.inWrite),
-          write(world, writes)
+          write(world, writes, alongside)
         )
       ),
     operation: (id) => up(Effect.sync(() => Option.fromNullable(world.operations.find((one) => one.id === id)))),
-    operations: ({ uid, type, status, name, limit = 100, cursor }) =>
+    operations: ({ uid, type, status, name, parent_id, volume_id, vm_id, since, limit = 100, cursor }) =>
       up(
         Effect.sync(() => {
           const matching = world.operations.filter(
@@ -169,7 +238,11 @@ const store = (world: World) => {
               (uid === undefined || one.uid === uid) &&
               (type === undefined || one.type === type) &&
               (status === undefined || one.status === status) &&
-              (name === undefined || one.name === name)
+              (name === undefined || one.name === name) &&
+              (parent_id === undefined || one.parent_id === parent_id) &&
+              (volume_id === undefined || one.volume_id === volume_id) &&
+              (vm_id === undefined || one.vm_id === vm_id) &&
+              (since === undefined || Date.parse(one.created_at) >= Date.parse(since))
           )
           const from = cursor === undefined ? 0 : Number(cursor)
           const next = from + limit < matching.length ? String(from + limit) : null
@@ -177,21 +250,64 @@ const store = (world: World) => {
         })
       ),
     approve: (approvals) => up(Effect.sync(() => void (world.approvals = approvals))),
-    events: (after, limit) => up(Effect.sync(() => world.events.filter(({ id }) => id > after).slice(0, limit))),
+    approvals: () => up(Effect.sync(() => world.approvals)),
+    calls: up(Effect.sync(() => world.operations.filter((one) => isCall(one) && !hasEnded(one)))),
+    unresolved: up(Effect.sync(() => world.operations.filter(isUnresolved))),
+    maintenance: up(Effect.sync(() => world.maintenance)),
+    setMaintenance: (maintenance, withheld = []) =>
+      up(
+        Effect.sync(() => {
+          world.maintenance = maintenance
+          world.withheld = [...world.withheld, ...withheld]
+        })
+      ),
+    withheld: up(Effect.sync(() => world.withheld)),
+    answered: (key) => up(Effect.sync(() => Option.fromNullable(world.answers.find((one) => one.key === key)))),
+    remember: (answer) =>
+      up(
+        Effect.sync(() => {
+          if (!world.answers.some(({ key }) => key === answer.key)) world.answers = [...world.answers, answer]
+        })
+      ),
+    events: (filter) => up(Effect.sync(() => events(world, filter))),
+    eventRange: up(Effect.sync(() => ({ oldest: world.events[0]?.id ?? 0, newest: world.events.at(-1)?.id ?? 0 }))),
+    record: (event) => up(Effect.sync(() => tell(world, event))),
+    deviceMappings: up(Effect.sync(() => world.mappings)),
+    statistics: up(Effect.sync(() => statisticsOf(world.operations))),
     describe: up(Effect.succeed({ engine: "memory", durable: true, schema_version: 1, undecodable: [] })),
     bind: () => unused,
     finishRemoval: () => unused,
     intend: () => unused,
     advance: () => unused,
     settle: () => unused,
-    unresolved: unused,
     destructiveSince: () => unused,
-    approvals: () => unused,
     conditions: unused,
     saveConditions: () => unused,
-    saveDeviceMappings: () => unused,
-    record: () => unused
+    saveDeviceMappings: () => unused
   })
+}
+
+const events = (world: World, { after, limit, since, until, name, actor, kind }: EventFilter) => {
+  world.eventReads += 1
+  return world.events
+    .filter(
+      (one) =>
+        one.id > after &&
+        (since === undefined || Date.parse(one.at) >= Date.parse(since)) &&
+        (until === undefined || Date.parse(one.at) < Date.parse(until)) &&
+        (name === undefined || one.name === name) &&
+        (actor === undefined || one.actor === actor) &&
+        (kind === undefined || one.kind === kind)
+    )
+    .slice(0, limit)
+}
+
+const statisticsOf = (operations: ReadonlyArray<Operation>): Statistics => {
+  const took = operations.flatMap(({ status, created_at, completed_at }) =>
+    status === "completed" && completed_at !== null ? [Date.parse(completed_at) - Date.parse(created_at)] : []
+  )
+  const mean_ms = took.length === 0 ? null : took.reduce((sum, ms) => sum + ms, 0) / took.length
+  return { counts: operations.map(({ type, status }) => ({ type, status, count: 1 })), mean_ms }
 }
 
 const statusOf = (world: World, { name, generation, binding, removed_at }: Declaration): Status => ({
@@ -236,8 +352,20 @@ const planOf = (world: World, declarations: ReadonlyArray<Declaration>): Plan =>
   })),
   held: world.held,
   digest: world.held.length === 0 ? null : `digest-of-${world.held.length}`,
+  withheld: world.withheld,
   notices: []
 })
+
+const summary: PassSummary = {
+  started_at: "2026-03-01T12:00:00.000Z",
+  duration_ms: 12,
+  declarations: 0,
+  settled: 0,
+  actions: 0,
+  blocked: 0,
+  operations_settled: 0,
+  problems: []
+}
 
 const reconciler = (world: World, changes: PubSub.PubSub<void>) =>
   Reconciler.of({
@@ -251,9 +379,9 @@ const reconciler = (world: World, changes: PubSub.PubSub<void>) =>
           declarations
         })
       }),
-    view: Effect.sync((): View => ({ inventory: world.inventory, plan: null, statuses: new Map(), last_pass: null })),
+    view: Effect.sync((): View => ({ ...Views.blank, inventory: world.inventory })),
     status: (declaration) => Effect.sync(() => statusOf(world, declaration)),
-    sync: unused,
+    sync: Effect.suspend(() => (world.databaseDown ? Effect.fail(down) : Effect.as(world.onSync, summary))),
     poke: (uids) => Effect.sync(() => void (world.poked = [...world.poked, ...uids])),
     changes: Stream.fromPubSub(changes)
   })
@@ -277,7 +405,8 @@ const cloud = (world: World) => {
     volumesByName: () => unused,
     virtualMachines: () => unused,
     job: () => unused,
-    capabilities: unused
+    capabilities: unused,
+    events: () => unused
   })
 }
 
@@ -291,7 +420,13 @@ export interface Started {
 }
 
 export const options: Server.Options = {
+  limits,
+  v1_attach_exports: true,
   listen: [{ host: "127.0.0.1", port: 0 }],
+  token_file: null,
+  tls: null,
+  rate_limit: 200,
+  declarations_max: 20_000,
   nbd: { backend: "simulated", host: "127.0.0.1", port: 10809 },
   cloudstack: { api_url: "http://user:hunter2@127.0.0.1:8096/client/api?k=v" },
   sandbox: true,
@@ -299,25 +434,26 @@ export const options: Server.Options = {
   default_disk_offering_id: offering,
   default_zone_id: zone,
   delete_grace_ms: 600_000,
+  resync_idle_ms: 60_000,
   version: "0.0.0-test"
 }
 
+/** The ports of a world; `changes` are its passes. */
+export const ports = (world: World, changes: PubSub.PubSub<void>) =>
+  Layer.mergeAll(
+    Layer.succeed(Store, store(world)),
+    Layer.succeed(Reconciler, reconciler(world, changes)),
+    Layer.succeed(CloudStackRead, cloud(world)),
+    Layer.succeed(Gate, Gate.of({ check: Effect.void, reason: Effect.sync(() => world.hold) }))
+  )
+
 /** The real server on a free port, over ports that are values. Lives as long as the scope. */
-export const start = (change: Partial<Server.Options> = {}) =>
+export const start = (change: Partial<Server.Options> = {}, log = Logger.minimumLogLevel(LogLevel.None)) =>
   Effect.gen(function* () {
     const world = makeWorld()
     const changes = yield* PubSub.sliding<void>(16)
-    const ports = Layer.mergeAll(
-      Layer.succeed(Store, store(world)),
-      Layer.succeed(Reconciler, reconciler(world, changes)),
-      Layer.succeed(CloudStackRead, cloud(world)),
-      Layer.succeed(Gate, Gate.of({ check: Effect.void, reason: Effect.sync(() => world.hold) }))
-    )
     const context = yield* Layer.build(
-      Server.layer({ ...options, ...change }).pipe(
-        Layer.provide(ports),
-        Layer.provide(Logger.minimumLogLevel(LogLevel.None))
-      )
+      Server.layer({ ...options, ...change }).pipe(Layer.provide(ports(world, changes)), Layer.provide(log))
     )
     const { addresses } = yield* Effect.provide(Server.Server, context)
     const url = addresses[0]?.url ?? ""
@@ -325,7 +461,7 @@ export const start = (change: Partial<Server.Options> = {}) =>
       world,
       url,
       addresses,
-      client: Client.make({ server: url, actor: "tester" }),
+      client: Client.make({ server: url, actor: "tester", retry: { tries: 1 } }),
       tick: Effect.asVoid(PubSub.publish(changes, undefined))
     }
     return started
@@ -362,3 +498,55 @@ export const latch = Effect.map(Deferred.make<void>(), (deferred) => ({
   wait: Deferred.await(deferred),
   open: Effect.asVoid(Deferred.succeed(deferred, undefined))
 }))
+
+/** One block of an event stream. */
+export interface Block {
+  readonly id: number | null
+  readonly event: string | null
+  /** What `data` says, as JSON. */
+  readonly data: Record<string, unknown>
+  readonly comment: string | null
+}
+
+const blockOf = (text: string): Block => {
+  const field = (name: string) =>
+    text
+      .split("\n")
+      .find((line) => line.startsWith(`${name}: `) || line.startsWith(`${name}:`))
+      ?.slice(name.length + 1)
+      .trim() ?? null
+  return {
+    id: field("id") === null ? null : Number(field("id")),
+    event: field("event"),
+    data: JSON.parse(field("data") ?? "{}") as Record<string, unknown>,
+    comment: field("")
+  }
+}
+
+/** An event stream as a client sees it, block by block; null is its end. It is left when the scope ends. */
+export const follow = (url: string, headers: Record<string, string> = {}) =>
+  Effect.gen(function* () {
+    const blocks = yield* Queue.unbounded<Block | null>()
+    const leaving = yield* Effect.acquireRelease(
+      Effect.sync(() => new AbortController()),
+      (controller) => Effect.sync(() => controller.abort())
+    )
+    const response = yield* Effect.promise(() => fetch(url, { headers, signal: leaving.signal }))
+    const read = async () => {
+      let text = ""
+      for await (const chunk of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
+        const parts = (text + chunk).split("\n\n")
+        text = parts.pop() ?? ""
+        for (const part of parts) blocks.unsafeOffer(blockOf(part))
+      }
+    }
+    void read()
+      .catch(() => {})
+      .finally(() => blocks.unsafeOffer(null))
+    const next = Queue.take(blocks)
+    /** The next block that tells of an event. */
+    const event: Effect.Effect<Block> = Effect.flatMap(next, (block) =>
+      block === null ? Effect.die(new Error("the stream ended")) : block.event === null ? event : Effect.succeed(block)
+    )
+    return { status: response.status, headers: response.headers, next, event, leave: () => leaving.abort() }
+  })

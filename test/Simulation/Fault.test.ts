@@ -94,6 +94,15 @@ describe("faults of the wire", () => {
     assert.strictEqual(ask(world, "deleteVolume", { id }, START).status, 200)
   })
 
+  it("command_denied is 432 in the envelope of no command, for what it names alone (C7)", () => {
+    const { world, id } = withFault({ kind: "command_denied", command: "listEvents" })
+    const denied = ask(world, "listEvents", {}, START)
+    assert.strictEqual(hits(world, "command_denied"), 1)
+    assert.strictEqual(denied.status, 432)
+    assert.match(denied.text, /^\{"errorresponse":.*"cserrorcode":4555.*The API \[listEvents\] does not exist/)
+    assert.strictEqual(ask(world, "listVolumes", { id }, START).status, 200)
+  })
+
   it("slow_answer delays the answer, not the effect", () => {
     const { world, id } = withFault({ kind: "slow_answer", ms: 5_000 })
     assert.deepInclude(call(world, id), { status: 200, delay_ms: 5_000 })
@@ -261,6 +270,15 @@ describe("faults of listings", () => {
     assert.isTrue(stale.every((row) => row["virtualmachineid"] === undefined))
     const fresh = rows(ask(world, "listVolumes", { type: "DATADISK" }, START + 30_000))
     assert.deepStrictEqual(fresh.map((row) => row["name"]).sort(), ["data", "young"])
+  })
+
+  it("delayed_events: what was done shows later, and then with the time at which it was done", () => {
+    const { world, id } = withFault({ kind: "delayed_events", ms: 10_000 })
+    world.act({ act: "rename", volume_id: id, name: "other" }, START + 1_000)
+    const at = (ms: number) => rows(ask(world, "listEvents", {}, START + ms), "event")
+    assert.deepStrictEqual(at(10_999), [])
+    assert.deepStrictEqual(new Set(at(11_000).map((row) => row["created"])), new Set(["2026-03-01T12:00:01+0000"]))
+    assert.strictEqual(hits(world, "delayed_events"), 2)
   })
 })
 

@@ -6,6 +6,7 @@ import { createRequire } from "node:module"
 import * as Os from "node:os"
 import * as Path from "node:path"
 import { afterAll, beforeAll } from "vitest"
+import { answer, callId } from "./Samples.ts"
 
 const directory = Fs.mkdtempSync(Path.join(Os.tmpdir(), "volumed-store-"))
 const bundle = Path.join(directory, "child.mjs")
@@ -74,6 +75,29 @@ describe("the store's file", () => {
     }
     assert.isAbove(acknowledged.size, 100)
   })
+
+  it(
+    "answers a repeat under the same key as the first would have been, after kill -9 between commit and answer (S14, X13)",
+    { timeout: 60_000 },
+    async () => {
+      const file = Path.join(directory, "keyed.db")
+      const first = start(["keyed", file, "dies"])
+      await first.ended
+      assert.strictEqual(first.child.signalCode, "SIGKILL", first.errors())
+      assert.deepStrictEqual(first.lines(), [])
+      for (let repeat = 0; repeat < 2; repeat++) {
+        const again = start(["keyed", file])
+        await again.ended
+        assert.deepStrictEqual(JSON.parse(again.lines()[0] ?? "null"), {
+          earlier: answer("key", { response: { id: callId(1) } }),
+          repeat: "PreconditionLost",
+          declarations: 1,
+          calls: [[callId(1), "pending"]],
+          events: ["declared", "call_accepted"]
+        })
+      }
+    }
+  )
 
   it("takes 2,000 transactions under ulimit -n 256, and descriptors stay as few", { timeout: 180_000 }, async () => {
     const run = start(["transactions", Path.join(directory, "many.db"), "2000"], 256)

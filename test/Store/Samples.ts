@@ -1,9 +1,9 @@
 import { Effect } from "effect"
-import type { Write } from "../../reconciler/Store.ts"
+import type { KeyedAnswer, NewCall, Write } from "../../reconciler/Store.ts"
 import type * as Actions from "../../schema/Action.ts"
 import type { Condition } from "../../schema/Condition.ts"
 import { type Binding, type Spec, unbound } from "../../schema/Declaration.ts"
-import { Name, OfferingId, Uid, VmId, VolumeId, ZoneId } from "../../schema/Ids.ts"
+import { Name, OfferingId, OperationId, Uid, VmId, VolumeId, ZoneId } from "../../schema/Ids.ts"
 
 export const uuid = (n: number) => `00000000-0000-4000-8000-${n.toString(16).padStart(12, "0")}`
 export const uidOf = (n: number) => Uid.make(uuid(n))
@@ -78,6 +78,39 @@ export const detach = (n: number, over: Partial<Actions.Detach> = {}): Actions.D
   on_appliance: true,
   device: null,
   root: false,
+  ...over
+})
+
+export const callId = (n: number) => OperationId.make(`op-${uuid(0x200000 + n)}`)
+
+/** A call number `call` that asks for the declaration number `n` to be on the appliance. */
+export const call = (n: number, over: Partial<NewCall> & { readonly call?: number } = {}): NewCall => {
+  const { call = n, ...fields } = over
+  return {
+    id: callId(call),
+    type: "attach",
+    volume_id: volumeId(n),
+    vm_id: vm,
+    request: { vm_id: vm },
+    name: Name.make(`disk-${n}`),
+    uid: uidOf(n),
+    generation: 1,
+    actor: "v1",
+    wish: {
+      spec: { attached_to: "appliance", export_wanted: true },
+      before: { attached_to: "none", export_wanted: false },
+      remove: false
+    },
+    deadline_at: 110_000,
+    ...fields
+  }
+}
+
+export const answer = (key: string, over: Partial<KeyedAnswer> = {}): KeyedAnswer => ({
+  key,
+  digest: "d1",
+  status: 201,
+  response: { id: "op-1", status: "pending" },
   ...over
 })
 

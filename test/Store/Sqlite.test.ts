@@ -1,15 +1,32 @@
 import { SqlClient } from "@effect/sql/SqlClient"
+import * as Statement from "@effect/sql/Statement"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Layer, Option, Redacted } from "effect"
 import * as Fs from "node:fs"
 import * as Os from "node:os"
 import * as Path from "node:path"
-import { Store } from "../../reconciler/Store.ts"
+import { type OperationFilter, Store } from "../../reconciler/Store.ts"
 import { Name } from "../../schema/Ids.ts"
+import { migrations } from "../../schema/migrations/Migrations.ts"
 import { SCHEMA_VERSION } from "../../src/Store/Migrate.ts"
 import * as Sql from "../../src/Store/Sql.ts"
 import * as Sqlite from "../../src/Store/Sqlite.ts"
-import { attach, bindingOf, condition, spec, uidOf, uuid, write, refusal } from "./Samples.ts"
+import {
+  answer,
+  attach,
+  bindingOf,
+  call,
+  callId,
+  condition,
+  refusal,
+  removal,
+  spec,
+  uidOf,
+  uuid,
+  vm,
+  volumeId,
+  write
+} from "./Samples.ts"
 import { type Probe, storeSuite } from "./suite.ts"
 
 const probe: Probe = {
@@ -41,12 +58,24 @@ describe("the store on an SQLite file", () => {
         yield* store.bind([{ uid: uidOf(2), binding: bindingOf(2, { repairs: [1], drift_since: 9 }) }])
         yield* store.intend(attach(2))
         yield* store.saveConditions([{ uid: uidOf(1), conditions: [condition()] }])
+        yield* store.write([], { calls: [call(1)], answer: answer("key") })
+        yield* store.setMaintenance({
+          reason: "r",
+          by: "eve",
+          since: "2026-03-01T12:00:00Z",
+          until: null,
+          ending: true
+        })
+        yield* store.saveDeviceMappings([{ volume_id: volumeId(2), vm_id: vm, device_path: "/dev/x", size: 5 }])
         return yield* everything
       }).pipe(Effect.provide(onFile(file)))
       const after = yield* everything.pipe(Effect.provide(onFile(file)))
       assert.deepStrictEqual(after, before)
       assert.strictEqual(after.declarations.length, 2)
       assert.strictEqual(after.unresolved.length, 1)
+      assert.strictEqual(after.calls.length, 1)
+      assert.strictEqual(after.maintenance?.by, "eve")
+      assert.deepStrictEqual(after.answered, answer("key"))
       assert.strictEqual(after.described.schema_version, SCHEMA_VERSION)
       assert.isTrue(after.described.durable)
       assert.match(after.described.engine, /^sqlite 3\./)
@@ -69,21 +98,45 @@ describe("the store on an SQLite file", () => {
     })
   )
 
-  it.scoped("goes on with a migration that a crash interrupted, at any of its steps (B9)", () =>
+  it.effect("goes on with a migration that a crash interrupted, at any of its steps (B9)", () =>
     Effect.gen(function* () {
-      const directory = yield* temporary
-      for (let last = 0; last < SCHEMA_VERSION; last += 3) {
-        const file = Path.join(directory, `half-${last}.db`)
-        yield* Effect.gen(function* () {
+      for (let last = 0; last < SCHEMA_VERSION; last++) {
+        const resumed = Effect.gen(function* () {
           const sql = yield* SqlClient
-          yield* Store
-          // As if the step after `last` had run and the crash came before its record: later tables are there, unrecorded.
-          yield* sql`DELETE FROM schema_version WHERE id > ${last}`
-        }).pipe(Effect.provide(onFile(file)))
-        const described = yield* Effect.flatMap(Store, (store) => store.describe).pipe(Effect.provide(onFile(file)))
-        assert.strictEqual(described.schema_version, SCHEMA_VERSION)
+          yield* upgrade(1, last, last + 1)
+          const described = yield* Effect.provide(
+            Effect.flatMap(Store, (store) => store.describe),
+            Sql.layer
+          )
+          assert.strictEqual(described.schema_version, SCHEMA_VERSION)
+          const recorded = yield* sql<{ n: number }>`SELECT COUNT(*) AS n FROM schema_version`
+          assert.strictEqual(Number(recorded[0]?.n), SCHEMA_VERSION)
+        })
+        yield* Effect.provide(resumed, Sqlite.layer(Sqlite.MEMORY))
       }
     })
+  )
+
+  it.effect(
+    "is brought up to date from an older schema with what it holds, whatever step a crash interrupts (B9)",
+    () =>
+      Effect.gen(function* () {
+        const before = 22
+        for (let crashed = before; crashed < SCHEMA_VERSION; crashed++) {
+          const upgraded = Effect.gen(function* () {
+            yield* upgrade(1, before, before)
+            yield* fill
+            yield* upgrade(before + 1, crashed, crashed + 1)
+            return yield* Effect.provide(everything, Sql.layer)
+          })
+          const after = yield* Effect.provide(upgraded, Sqlite.layer(Sqlite.MEMORY))
+          assert.strictEqual(after.described.schema_version, SCHEMA_VERSION)
+          assert.deepStrictEqual(after.described.undecodable, [])
+          assert.deepInclude(after.declarations[0], { uid: uidOf(1), binding: bindingOf(1) })
+          assert.deepInclude(after.unresolved[0], { type: "attach", wish: null, deadline_at: null, parent_id: null })
+          assert.deepInclude(after.events[0], { kind: "declared", uid: null, operation_id: null })
+        }
+      })
   )
 
   it.scoped("is refused when its tables are somebody else's, before anything is written (B9)", () =>
@@ -150,6 +203,77 @@ describe("the store on an SQLite file", () => {
       })
   )
 
+  it.effect("finds every page by its place: no list sorts, or reads what it does not show", () =>
+    Effect.gen(function* () {
+      const store = yield* Store
+      yield* store.write([write(1), write(2)], { calls: [call(1), call(2)] })
+      yield* store.intend(attach(1))
+      const { next } = yield* store.operations({ limit: 1 })
+      const filters: ReadonlyArray<OperationFilter> = [
+        {},
+        { since: "2026-03-01T12:00:00Z" },
+        { status: "completed" },
+        { type: "attach" },
+        { volume_id: volumeId(1) },
+        { vm_id: vm },
+        { name: "disk-1" },
+        { uid: uidOf(1) },
+        { parent_id: callId(1) },
+        { status: "completed", type: "attach", uid: uidOf(1), since: "2026-03-01T12:00:00Z" }
+      ]
+      const lists = filters.flatMap((filter) => [filter, { ...filter, cursor: next ?? "" }])
+      for (const filter of lists) {
+        const plan = yield* plansOf(store.operations(filter))
+        assert.match(plan, /^(SEARCH|SCAN) volume_operations USING INDEX idx_volume_operations_\w*page\b/, plan)
+        assert.strictEqual(plan.includes("\n"), false, `${JSON.stringify(filter)}: ${plan}`)
+        if ("cursor" in filter) assert.include(plan, "created_at<?")
+      }
+      for (const filter of [{}, { name: "disk-1" }, { actor: "v1" }, { kind: "declared" }]) {
+        const plan = yield* plansOf(store.events({ after: 1, limit: 10, ...filter }))
+        assert.match(plan, /^SEARCH events USING (INDEX idx_events_\w+|INTEGER PRIMARY KEY) [^\n]*rowid>\?\)$/, plan)
+      }
+      const actions = "SEARCH volume_operations USING INDEX"
+      assert.match(yield* plansOf(store.calls), new RegExp(`^${actions} idx_volume_operations_open_call_uid [^\\n]*$`))
+      assert.match(yield* plansOf(store.unresolved), new RegExp(`^${actions} unique_unresolved_uid [^\\n]*$`))
+      assert.match(yield* plansOf(store.destructiveSince(5)), new RegExp(`^${actions} idx_volume_operations_page `))
+      assert.match(yield* plansOf(store.answered("k")), /^SEARCH idempotency_keys USING INDEX sqlite_autoindex/)
+      yield* store.write([write(3, { deletion: removal })])
+      const undelete = store.write([write(3, { expected_generation: 1, generation: 2, kind: "undeleted" })])
+      const both: ReadonlyArray<Effect.Effect<unknown, unknown>> = [
+        undelete,
+        store.intend(attach(3, { generation: 2 }))
+      ]
+      for (const statements of both) {
+        const plan = yield* plansOf(statements)
+        assert.include(plan, `${actions} idx_volume_operations_uid_type (uid=? AND type=?)`)
+        assert.include(plan, `${actions} idx_volume_operations_open_call_uid (open_call_uid=?)`)
+        assert.notMatch(plan, /^SCAN (?!CONSTANT)/m)
+      }
+      const counted = (yield* plansOf(store.statistics)).split("\n")
+      assert.deepStrictEqual(
+        counted.map((line) => line.replace(/ \(.*/, "")),
+        [
+          "SCAN volume_operations USING COVERING INDEX idx_volume_operations_outcome",
+          "SEARCH volume_operations USING INDEX idx_volume_operations_status_page"
+        ]
+      )
+    }).pipe(Effect.provide(memory()))
+  )
+
+  it.effect("keeps the newest events, and says from where on", () =>
+    Effect.gen(function* () {
+      const store = yield* Store
+      for (let n = 0; n < 2500; n++)
+        yield* store.record({ kind: "condition", name: null, actor: null, message: String(n) })
+      const { oldest, newest } = yield* store.eventRange
+      const kept = yield* store.events({ after: 0, limit: 1000 })
+      assert.strictEqual(newest, 2500)
+      assert.strictEqual(oldest, 2000 - 300 + 1)
+      assert.strictEqual(kept[0]?.id, oldest)
+      assert.strictEqual(kept.length, newest - oldest + 1)
+    }).pipe(Effect.provide(Layer.provide(Sql.layerWith({ events_kept: 300 }), Sqlite.layer(Sqlite.MEMORY))))
+  )
+
   it.effect("gives out the ids it is told to, for tests that need to know them", () =>
     Effect.gen(function* () {
       const store = yield* Store
@@ -177,6 +301,83 @@ describe("the store on an SQLite file", () => {
   )
 })
 
+/** How SQLite carries out the queries that this effect runs, a line a step. */
+const plansOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.gen(function* () {
+    const sql = yield* SqlClient
+    const run: Array<readonly [string, ReadonlyArray<unknown>]> = []
+    yield* Statement.withTransformer(effect, (statement) => {
+      run.push(statement.compile())
+      return Effect.succeed(statement)
+    })
+    const queries = run.filter(([text]) => text.startsWith("SELECT"))
+    const steps = yield* Effect.forEach(queries, ([text, params]) =>
+      sql.unsafe<{ detail: string }>(`EXPLAIN QUERY PLAN ${text}`, params)
+    )
+    return steps.flatMap((rows) => rows.map((row) => row.detail)).join("\n")
+  })
+
+const steps = Object.entries(migrations)
+
+/** Runs the steps from `first` to `last`, and records those up to `recorded`: a crash came before the rest were. */
+const upgrade = (first: number, recorded: number, last: number) =>
+  Effect.gen(function* () {
+    const sql = yield* SqlClient
+    const at = "2026-03-01T12:00:00.000Z"
+    yield* sql`CREATE TABLE IF NOT EXISTS schema_version (
+      id BIGINT NOT NULL PRIMARY KEY, name VARCHAR(255) NOT NULL, applied_at TEXT NOT NULL)`
+    for (const [key, up] of steps.slice(first - 1, last)) {
+      const id = Number(key.slice(0, 4))
+      yield* up
+      if (id > recorded) continue
+      yield* sql`INSERT INTO schema_version ${sql.insert({ id, name: key.slice(5), applied_at: at })}`
+    }
+  })
+
+/** A row of each kind that schema 22 knew, as it wrote them. */
+const fill = Effect.gen(function* () {
+  const sql = yield* SqlClient
+  const declared = write(1)
+  const at = "2026-03-01T12:00:00.000Z"
+  const { late: _, ...binding } = bindingOf(1)
+  yield* sql`INSERT INTO declarations ${sql.insert({
+    uid: declared.uid,
+    name: declared.name,
+    living_name: declared.name,
+    generation: 1,
+    set_name: null,
+    spec: JSON.stringify(declared.spec),
+    managers: JSON.stringify(declared.managers),
+    binding: JSON.stringify(binding),
+    bound_volume_id: binding.volume_id,
+    deletion: null,
+    written_by: "alice",
+    created_at: at,
+    updated_at: at,
+    removed_at: null
+  })}`
+  yield* sql`INSERT INTO volume_operations ${sql.insert({
+    id: callId(1),
+    type: "attach",
+    status: "executing",
+    volume_id: binding.volume_id,
+    vm_id: vm,
+    request: JSON.stringify(attach(1)),
+    created_at: at,
+    updated_at: at,
+    name: declared.name,
+    uid: declared.uid,
+    unresolved_uid: declared.uid,
+    cause: "declaration",
+    actor: "alice",
+    generation: 1,
+    phase: "submitted",
+    attempts: 1,
+    destructive: 0
+  })}`
+  yield* sql`INSERT INTO events ${sql.insert({ at, kind: "declared", name: "disk-1", actor: "alice", message: "x" })}`
+})
+
 /** The whole content, as the port shows it. */
 const everything = Effect.gen(function* () {
   const store = yield* Store
@@ -185,8 +386,14 @@ const everything = Effect.gen(function* () {
     one: Option.getOrNull(yield* store.declaration(Name.make("disk-2"))),
     unresolved: yield* store.unresolved,
     operations: (yield* store.operations({})).items,
+    calls: yield* store.calls,
+    maintenance: yield* store.maintenance,
+    withheld: yield* store.withheld,
+    answered: Option.getOrNull(yield* store.answered("key")),
+    deviceMappings: yield* store.deviceMappings,
+    statistics: yield* store.statistics,
     conditions: [...(yield* store.conditions)],
-    events: yield* store.events(0, 100),
+    events: yield* store.events({ after: 0, limit: 100 }),
     described: yield* store.describe
   }
 })

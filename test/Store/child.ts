@@ -1,9 +1,9 @@
-import { Effect, Option, Redacted } from "effect"
+import { Effect, Either, Option, Redacted } from "effect"
 import * as Fs from "node:fs"
 import { Store } from "../../reconciler/Store.ts"
 import { Name } from "../../schema/Ids.ts"
 import * as Sql from "../../src/Store/Sql.ts"
-import { attach, uidOf, write } from "./Samples.ts"
+import { answer, attach, call, callId, uidOf, write } from "./Samples.ts"
 
 const [mode, file, count] = process.argv.slice(2)
 const say = (line: string) => Fs.writeSync(1, `${line}\n`)
@@ -32,12 +32,32 @@ const transactions = Effect.gen(function* () {
   say(JSON.stringify({ uid: uidOf(0), generation: last.generation, open: Fs.readdirSync("/proc/self/fd").length }))
 })
 
+/** What a service does: look the key up, else write and answer. Says what it answers and what is stored then. */
+const keyed = Effect.gen(function* () {
+  const store = yield* Store
+  const earlier = yield* store.answered("key")
+  const request = store.write([write(1)], { calls: [call(1)], answer: answer("key", { response: { id: callId(1) } }) })
+  // A process that was quicker to write than to look up is told so by the store.
+  const outcome = yield* Effect.either(request)
+  if (count === "dies") process.kill(process.pid, "SIGKILL")
+  const stored = {
+    earlier: Option.getOrNull(earlier),
+    repeat: Either.isRight(outcome) ? "written" : outcome.left._tag,
+    declarations: (yield* store.declarations).length,
+    calls: (yield* store.operations({})).items.map(({ id, status }) => [id, status]),
+    events: (yield* store.events({ after: 0, limit: 100 })).map(({ kind }) => kind)
+  }
+  say(JSON.stringify(stored))
+})
+
 const hold = Effect.andThen(
   Effect.sync(() => say("open")),
   Effect.never
 )
 
-const body = mode === "write" ? writer : mode === "transactions" ? transactions : hold
+type Body = Effect.Effect<unknown, { readonly _tag: string; readonly message: string }, Store>
+const modes: Readonly<Record<string, Body>> = { write: writer, transactions, keyed, hold }
+const body = modes[mode ?? ""] ?? Effect.dieMessage(`no such mode: ${mode}`)
 const program = body.pipe(
   Effect.provide(Sql.layerDsn(Redacted.make(`sqlite:${file}`))),
   Effect.catchAll((error) => Effect.sync(() => Fs.writeSync(2, `${error._tag}: ${error.message}\n`))),

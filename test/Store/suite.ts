@@ -6,9 +6,14 @@ import { Store } from "../../reconciler/Store.ts"
 import { type Declaration, unbound } from "../../schema/Declaration.ts"
 import type { Misconfigured, StoreUnavailable } from "../../schema/Errors.ts"
 import { Name, OperationId } from "../../schema/Ids.ts"
+import { callSuite } from "./callSuite.ts"
+import { historySuite } from "./historySuite.ts"
 import {
+  answer,
   attach,
   bindingOf,
+  call,
+  callId,
   condition,
   detach,
   hostile,
@@ -35,6 +40,8 @@ export interface Probe {
   ) => Effect.Effect<unknown, unknown, SqlClient>
 }
 
+export type Test = (sentence: string, body: Effect.Effect<unknown, unknown, Store | SqlClient>) => void
+
 /** What every database must show. `layer` builds an empty store each time. */
 export const storeSuite = (
   name: string,
@@ -42,8 +49,10 @@ export const storeSuite = (
   probe: Probe
 ) =>
   describe(name, () => {
-    const test = (sentence: string, body: Effect.Effect<unknown, unknown, Store | SqlClient>) =>
-      it.effect(sentence, () => body.pipe(Effect.provide(layer())))
+    const test: Test = (sentence, body) => it.effect(sentence, () => body.pipe(Effect.provide(layer())))
+
+    callSuite(test)
+    historySuite(test, probe)
 
     describe("declarations", () => {
       test(
@@ -123,7 +132,7 @@ export const storeSuite = (
             (yield* store.declarations).map((d) => d.name),
             [Name.make("disk-2")]
           )
-          assert.strictEqual((yield* store.events(0, 100)).length, 1)
+          assert.strictEqual((yield* store.events({ after: 0, limit: 100 })).length, 1)
         })
       )
 
@@ -378,9 +387,14 @@ export const storeSuite = (
             yield* store.saveDeviceMappings([{ ...mapping }])
             yield* store.declarations
             yield* store.unresolved
+            yield* store.calls
+            yield* store.maintenance
+            yield* store.withheld
             yield* store.conditions
+            yield* store.setMaintenance(null)
           })
-          yield* store.write([write(1)])
+          yield* store.write([write(1)], { calls: [call(1)], answer: answer("k") })
+          yield* store.advance(callId(1), settled)
           yield* pass
           const before = yield* probe.written
           for (let n = 0; n < 50; n++) yield* pass
@@ -422,9 +436,10 @@ export const storeSuite = (
         "events resume after an id without a gap; approvals lapse",
         Effect.gen(function* () {
           const store = yield* Store
-          for (let n = 0; n < 5; n++) yield* store.record({ kind: "note", name: null, actor: "eve", message: `${n}` })
-          const first = yield* store.events(0, 2)
-          const rest = yield* store.events(first[1]?.id ?? 0, 100)
+          for (let n = 0; n < 5; n++)
+            yield* store.record({ kind: "condition", name: null, actor: "eve", message: `${n}` })
+          const first = yield* store.events({ after: 0, limit: 2 })
+          const rest = yield* store.events({ after: first[1]?.id ?? 0, limit: 100 })
           assert.deepStrictEqual(
             [...first, ...rest].map((event) => event.message),
             ["0", "1", "2", "3", "4"]
@@ -455,7 +470,7 @@ export const storeSuite = (
           const metadata = (text: string) => ({ key: text.replaceAll(/[\u0000-\u001f\u2028\u2029]/g, ".") })
           for (const [n, text] of hostile.entries()) {
             yield* store.write([write(n, { spec: spec({ metadata: metadata(text) }), actor: text, set: text })])
-            yield* store.record({ kind: text, name: text, actor: text, message: text })
+            yield* store.record({ kind: "condition", name: text, actor: text, message: text })
             const { operation_id } = yield* store.intend(attach(n, { reason: text }))
             const ended = yield* store.advance(operation_id, {
               phase: "refused",
@@ -464,6 +479,11 @@ export const storeSuite = (
               response: { text }
             })
             assert.deepStrictEqual(ended.response, { text })
+            const keyed = answer(text, { digest: text, response: { [text]: text } })
+            const asked = call(n, { call: n, request: { [text]: text }, actor: text })
+            yield* store.write([], { calls: [asked], answer: keyed })
+            assert.deepStrictEqual(Option.getOrThrow(yield* store.operation(asked.id)).request, { [text]: text })
+            assert.deepStrictEqual(Option.getOrThrow(yield* store.answered(text)).response, { [text]: text })
             for (const filter of [{ name: text }, { volume_id: text }, { vm_id: text }, { since: text }])
               yield* store.operations(filter)
           }

@@ -19,6 +19,7 @@ export interface Site {
 
 export interface Daemon {
   readonly pid: number
+  readonly origin: string
   readonly request: (method: string, path: string, body?: unknown) => Promise<unknown>
 }
 
@@ -44,7 +45,7 @@ export const withSite = async <A>(
       daemon: async (environment = {}) => {
         const around = { ...(await sandboxEnvironment(directory)), ...environment }
         const { found, pid } = await start(["serve"], around, /ready on (http:\S+?)[;\s]/)
-        return { pid, request: (method, path, body) => request(`${found}${path}`, method, body) }
+        return { pid, origin: found, request: (method, path, body) => request(`${found}${path}`, method, body) }
       }
     })
   } finally {

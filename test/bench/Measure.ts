@@ -6,6 +6,8 @@ export interface Measure {
   readonly ratio: number
   /** The ratio must not be larger; null where the number is only shown. */
   readonly bound: number | null
+  /** The ratio must not be smaller, where that is what counts. */
+  readonly at_least?: number
 }
 
 export const median = (values: ReadonlyArray<number>): number => {
@@ -33,7 +35,14 @@ export const alternately = <const Names extends string>(
   return Object.fromEntries(names.map((name) => [name, median(times.get(name) ?? [])])) as Record<Names, number>
 }
 
-export const holds = (measure: Measure): boolean => measure.bound === null || measure.ratio <= measure.bound
+/** The value below which this share of all values lies. */
+export const quantile = (values: ReadonlyArray<number>, share: number): number => {
+  const sorted = [...values].sort((a, b) => a - b)
+  return sorted[Math.min(sorted.length - 1, Math.trunc(sorted.length * share))] ?? Number.NaN
+}
+
+export const holds = ({ at_least, bound, ratio }: Measure): boolean =>
+  (bound === null || ratio <= bound) && (at_least === undefined || ratio >= at_least)
 
 export const table = (measures: ReadonlyArray<Measure>): string => {
   const rows = [
@@ -43,8 +52,8 @@ export const table = (measures: ReadonlyArray<Measure>): string => {
       one.measured,
       one.against,
       one.ratio.toFixed(2),
-      one.bound === null ? "–" : `≤ ${one.bound}`,
-      one.bound === null ? "" : holds(one) ? "holds" : "MISSED"
+      boundOf(one),
+      boundOf(one) === "–" ? "" : holds(one) ? "holds" : "MISSED"
     ])
   ]
   const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0))) ?? []
@@ -52,3 +61,6 @@ export const table = (measures: ReadonlyArray<Measure>): string => {
   const [head = [], ...body] = rows
   return [line(head), line(widths.map((width) => "-".repeat(width))), ...body.map(line)].join("\n")
 }
+
+const boundOf = ({ at_least, bound }: Measure): string =>
+  at_least !== undefined ? `≥ ${at_least.toFixed(2)}` : bound === null ? "–" : `≤ ${bound}`

@@ -22,6 +22,8 @@ export const measure = (): ReadonlyArray<Measure.Measure> => {
     approved: new Set(),
     backoff: new Map(),
     hold: null,
+    maintenance: null,
+    withheld: [],
     digest: (text) => createHash("sha256").update(text).digest("hex")
   }
   const { items } = Plan.make(input)

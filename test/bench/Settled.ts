@@ -16,10 +16,11 @@ const TICK_MS = 10
 /** What a whole pass costs when there is nothing to do: time and memory of the daemon, calls to CloudStack, writes. */
 export const measure = async (): Promise<ReadonlyArray<Measure.Measure>> => {
   const fleet = Fleet.make(VOLUMES, Date.now() - 3_600_000)
-  const prepare = (directory: string) => Effect.runPromise(declare(fleet, directory))
+  const prepare = (directory: string) =>
+    declare(fleet).pipe(Effect.provide(Sql.layerDsn(Redacted.make(Daemon.databaseIn(directory)))), Effect.runPromise)
   return Daemon.withSite(fleet.world, prepare, async (site) => {
     const daemon = await site.daemon({ RESYNC_INTERVAL: "2s", RESYNC_BUSY_INTERVAL: "2s" })
-    await settled(daemon)
+    await settled(daemon, VOLUMES)
     const before = await snapshot(site, daemon)
     const after = await laterBy(PASSES * fleet.pages.length, before, () => snapshot(site, daemon))
     const passes = (after.pages - before.pages) / fleet.pages.length
@@ -53,7 +54,7 @@ export const measure = async (): Promise<ReadonlyArray<Measure.Measure>> => {
 }
 
 /** As if the daemon had made and settled all of them itself. */
-const declare = (fleet: Fleet.Fleet, directory: string) =>
+export const declare = (fleet: Fleet.Fleet) =>
   Effect.gen(function* () {
     const store = yield* Store
     const writes = fleet.declarations.map((one): Write => ({
@@ -70,7 +71,7 @@ const declare = (fleet: Fleet.Fleet, directory: string) =>
     }))
     yield* store.write(writes)
     yield* store.bind(fleet.declarations.map(({ binding, uid }) => ({ uid, binding })))
-  }).pipe(Effect.provide(Sql.layerDsn(Redacted.make(Daemon.databaseIn(directory)))))
+  })
 
 interface Snapshot {
   readonly calls: number
@@ -97,14 +98,14 @@ const snapshot = async (site: Daemon.Site, daemon: Daemon.Daemon): Promise<Snaps
   }
 }
 
-const settled = async (daemon: Daemon.Daemon): Promise<void> => {
+export const settled = async (daemon: Daemon.Daemon, volumes: number): Promise<void> => {
   const end = Date.now() + GIVE_UP_MS
   while (Date.now() < end) {
     await sleep(1_000)
     const { plan } = (await daemon.request("GET", "/api/v2/plan").catch(() => ({ plan: null }))) as {
       readonly plan: { readonly items: ReadonlyArray<{ readonly settled: boolean }> } | null
     }
-    if (plan?.items.length === VOLUMES && plan.items.every((item) => item.settled)) return
+    if (plan?.items.length === volumes && plan.items.every((item) => item.settled)) return
   }
   throw new Error(`the volumes were not settled within ${GIVE_UP_MS / 1_000} s`)
 }

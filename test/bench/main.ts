@@ -1,15 +1,19 @@
 import * as Build from "../support/Build.ts"
 import * as Converging from "./Converging.ts"
+import * as Http from "./Http.ts"
 import * as Measure from "./Measure.ts"
 import * as Planning from "./Planning.ts"
 import * as Reacting from "./Reacting.ts"
 import * as Settled from "./Settled.ts"
+import * as Watching from "./Watching.ts"
 
 const all = {
   planning: Planning.measure,
   settled: Settled.measure,
   reacting: Reacting.measure,
-  converging: Converging.measure
+  converging: Converging.measure,
+  http: Http.measure,
+  watching: Watching.measure
 }
 
 /** `npm run bench` measures everything, `npm run bench -- planning` some of it. */

@@ -89,6 +89,7 @@ const planOf = (...actions: ReadonlyArray<Action>): PlanValue => ({
   items: actions.map(item),
   held: [],
   digest: null,
+  withheld: [],
   notices: []
 })
 

@@ -3,7 +3,7 @@ import { Effect } from "effect"
 import * as Declare from "../../reconciler/Declare.ts"
 import { type Declaration, GIB, type Spec } from "../../schema/Declaration.ts"
 import type { ApplyRequest, Refused, SpecChange, Wish } from "../../schema/Document.ts"
-import { Name, OfferingId, Uid, VmId, VolumeId, ZoneId } from "../../schema/Ids.ts"
+import { Name, OfferingId, OperationId, Uid, VmId, VolumeId, ZoneId } from "../../schema/Ids.ts"
 
 const offering = OfferingId.make("c813c642-d946-49e1-9289-c616dd70206a")
 const otherOffering = OfferingId.make("11111111-d946-49e1-9289-c616dd70206a")
@@ -149,6 +149,15 @@ describe("writing it again", () => {
       const before = yield* declared("a", stated)
       const same = yield* put([before], wish("a", { ...stated, metadata: { a: "1", b: "2" } }))
       assert.deepStrictEqual([same.outcome, same.write], ["unchanged", null])
+    })
+  )
+
+  it.effect("makes a generation of the same words after a late effect, for they decide what becomes of it", () =>
+    Effect.gen(function* () {
+      const before = yield* declared("a", stated)
+      const late = { operation_id: OperationId.make(`op-${before.uid}`), type: "attach" }
+      const same = yield* put([{ ...before, binding: { ...before.binding, late } }], wish("a", stated))
+      assert.deepStrictEqual([same.outcome, same.write?.generation], ["changed", 2])
     })
   )
 

@@ -73,9 +73,34 @@ describe("Every plan", () => {
     })
   })
 
-  it("changes nothing while a hold is on", () => {
+  it("changes nothing while a hold or a maintenance is on", () => {
     holds((input, plan) => {
-      if (input.hold !== null) assert.isTrue(plan.items.every((item) => item.next === null))
+      if (input.hold !== null || input.maintenance !== null)
+        assert.isTrue(plan.items.every((item) => item.next === null))
+    })
+  })
+
+  it("takes nothing away that was pending at the end of a maintenance and is not approved", () => {
+    holds((input, plan) => {
+      const waiting = new Set(input.withheld.map(Plan.heldKey).filter((key) => !input.approved.has(key)))
+      for (const { next } of plan.items) {
+        const action = next === null ? null : next._tag.toLowerCase()
+        if (next === null || (action !== "delete" && action !== "detach" && action !== "unexport")) continue
+        const { generation, uid, volume_id } = next as Extract<typeof next, { _tag: "Detach" | "Delete" | "Unexport" }>
+        assert.isFalse(waiting.has(Plan.heldKey({ uid, generation, volume_id, action })))
+      }
+    })
+  })
+
+  it("undoes no late effect unasked", () => {
+    holds((input, plan) => {
+      const late = new Set(
+        input.declarations.flatMap((d) => (d.binding.late !== null && d.deletion === null ? [d.uid] : []))
+      )
+      for (const { next } of plan.items) {
+        const moves = next !== null && ["Attach", "Detach", "Unexport", "Delete"].includes(next._tag)
+        assert.isFalse(moves && late.has(next.uid), JSON.stringify(next))
+      }
     })
   })
 
@@ -148,7 +173,7 @@ describe("The generated worlds", () => {
         if (item.next !== null) tags.add(item.next._tag)
         if (item.blocked !== null) blocked.add(item.blocked.reason)
       }
-    }, 12_000)
+    }, 24_000)
     assert.deepStrictEqual(
       [...Object.keys(Worlds.everyAction), ...Object.keys(reasons)].filter((x) => !tags.has(x) && !blocked.has(x)),
       []

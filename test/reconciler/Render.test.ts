@@ -50,14 +50,6 @@ describe("A rendered plan", () => {
     assert.match(text, /\nPlan: 1 to create, .*; 1 blocked; 1 unchanged\.\n$/)
   })
 
-  it("shows as drift only what no declaration caused", () => {
-    const text = Render.driftText(context, planOf())
-    assert.include(text, "stolen")
-    assert.notInclude(text, "fresh")
-    assert.include(text, "Drift: 1 volume changed behind us; 0 being repaired, 1 waiting or blocked.")
-    assert.include(Render.driftText(context, Plan.make(Worlds.input([], Worlds.inventory()))), "Drift: none.")
-  })
-
   it("colours nothing unless it is given colours, and changes no other letter by them", () => {
     const plan = planOf()
     const painted = Render.text(context, plan, (tone, piece) => `<${tone}>${piece}</${tone}>`)

@@ -169,6 +169,8 @@ const operation = (action: Action, over: Partial<Operation> = {}): Operation => 
   destructive: false,
   submitted_at: T0,
   expires_at: T0 + 60_000,
+  wish: null,
+  deadline_at: null,
   ...over
 })
 

@@ -1,4 +1,4 @@
-import type { Action } from "../../schema/Action.ts"
+import type { Action, Withheld } from "../../schema/Action.ts"
 import type { Binding, Declaration, Deletion, Spec } from "../../schema/Declaration.ts"
 import { GIB, unbound } from "../../schema/Declaration.ts"
 import { exportNameOf, serialOf } from "../../schema/Ids.ts"
@@ -233,6 +233,8 @@ export const operation = (uid: Uid, changes: Partial<Operation> = {}): Operation
   destructive: false,
   submitted_at: now - 30_000,
   expires_at: now + 30_000,
+  wish: null,
+  deadline_at: null,
   ...changes
 })
 
@@ -251,6 +253,8 @@ export const input = (
   approved: new Set(),
   backoff: new Map(),
   hold: null,
+  maintenance: null,
+  withheld: [],
   // Not a hash: a digest that can be read shows in golden files what it covers.
   digest: (text) => `digest-of-${text.split("\n").length}`,
   ...changes
@@ -278,6 +282,8 @@ export interface Desired {
   readonly approved?: ReadonlyArray<string>
   readonly backoff?: Readonly<Record<Uid, { readonly retry_at: number; readonly message: string }>>
   readonly hold?: string
+  readonly maintenance?: string
+  readonly withheld?: ReadonlyArray<Withheld>
 }
 
 type Reading<A> = { readonly unread: string } | ({ readonly incomplete?: string } & Partial<A>)
@@ -344,6 +350,8 @@ export const fromFixture = (desired: Desired, observed: Observed): Plan.Input =>
       destructive_last_hour: desired.destructive_last_hour ?? 0,
       approved: new Set(desired.approved),
       backoff: new Map(Object.entries(desired.backoff ?? {}) as Array<[Uid, { retry_at: number; message: string }]>),
-      hold: desired.hold ?? null
+      hold: desired.hold ?? null,
+      maintenance: desired.maintenance ?? null,
+      withheld: desired.withheld ?? []
     }
   )

@@ -92,7 +92,12 @@ const bindingOf = (n: number): FastCheck.Arbitrary<Binding> => {
     loss: oneof({ weight: 2, arbitrary: constant(null) }, { weight: 1, arbitrary: lost }),
     repairs: mostly<Array<number>>([], [ago(9000), ago(60)], [ago(600), ago(60)]),
     drift_since: constantFrom(null, ago(5), ago(300)),
-    device_awaited_since: constantFrom(null, ago(5), ago(300))
+    device_awaited_since: constantFrom(null, ago(5), ago(300)),
+    late: mostly<Binding["late"]>(
+      null,
+      { operation_id: Worlds.operationId(9), type: "attach" },
+      { operation_id: Worlds.operationId(9), type: "create" }
+    )
   }).map((rest): Binding => ({ volume_id: id, ...rest }))
   return oneof({ weight: 6, arbitrary: bound }, { weight: 1, arbitrary: constant(unbound) })
 }
@@ -309,6 +314,8 @@ export const inputs: FastCheck.Arbitrary<Plan.Input> = record({
   operations: each(operationsOf),
   destructive_last_hour: mostly(0, 20, 19),
   hold: mostly<string | null>(null, "somebody holds it"),
+  maintenance: mostly<string | null>(null, "maintenance by somebody"),
+  withhold: mostly(false, true),
   backoff: mostly<"none" | "one">("none", "one"),
   approve: mostly<"none" | "losses" | "destruction">("none", "losses", "destruction"),
   narrow: mostly(limits, {
@@ -319,7 +326,21 @@ export const inputs: FastCheck.Arbitrary<Plan.Input> = record({
     destructive_per_pass: 1,
     suspicion_count: 1
   })
-}).map(({ approve, backoff, declarations, destructive_last_hour, hold, inventory, narrow, operations }) => {
+}).map((drawn) => {
+  const { approve, backoff, declarations, destructive_last_hour, hold, inventory, maintenance } = drawn
+  const { narrow, operations, withhold } = drawn
+  const removals = declarations.flatMap(({ binding, generation, name, uid }) =>
+    !withhold || binding.volume_id === null
+      ? []
+      : (["delete", "detach", "unexport"] as const).map((action) => ({
+          uid,
+          name,
+          generation,
+          volume_id: binding.volume_id ?? Worlds.volumeId(0),
+          action,
+          digest: "withheld"
+        }))
+  )
   const keys = declarations.flatMap(({ binding, generation, uid }) =>
     (approve === "none" || binding.volume_id === null
       ? []
@@ -333,6 +354,8 @@ export const inputs: FastCheck.Arbitrary<Plan.Input> = record({
     limits: narrow,
     destructive_last_hour,
     hold,
+    maintenance,
+    withheld: removals,
     approved: new Set(keys),
     backoff: new Map(backoff === "none" ? [] : [[Worlds.uidOf(1), { retry_at: Worlds.now + 5000, message: "refused" }]])
   })

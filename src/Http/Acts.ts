@@ -1,0 +1,78 @@
+import { Effect, Schema } from "effect"
+import * as Accept from "../../reconciler/Accept.ts"
+import * as Declare from "../../reconciler/Declare.ts"
+import { Reconciler } from "../../reconciler/Reconciler.ts"
+import { Store } from "../../reconciler/Store.ts"
+import { RetryBody } from "../../schema/Api.ts"
+import type { Declaration } from "../../schema/Declaration.ts"
+import type { Name } from "../../schema/Ids.ts"
+import * as Answer from "./Answer.ts"
+import { BODY_BYTES_MAX, flag, refuse, type Request } from "./Request.ts"
+import { answerVolume, answerWrite, nameOf, preconditionOf, stored, toAnswer } from "./Volumes.ts"
+import { single, Writes } from "./Writes.ts"
+
+/** What is observed becomes the wish. Observed anew for this: a wish for what was once so would move the volume. */
+export const accept = Effect.fnUntraced(function* (request: Request) {
+  const name = yield* nameOf(request)
+  const precondition = yield* preconditionOf(request)
+  const context = yield* Effect.flatMap(Writes, (writes) => writes.context(request))
+  const before = yield* stored(name)
+  // What is being removed is refused below, whatever is observed of it.
+  const wish = before.deletion === null ? yield* observedWish(before) : {}
+  const draft = Effect.gen(function* () {
+    const current = yield* stored(name)
+    if (current.uid !== before.uid || current.binding.volume_id !== before.binding.volume_id)
+      return yield* another(name)
+    return single(yield* Declare.patch([current], { name, uid: null, spec: wish }, precondition, context))
+  })
+  return yield* answerWrite(request, draft, precondition)
+})
+
+const observedWish = (declaration: Declaration) =>
+  Effect.gen(function* () {
+    const store = yield* Store
+    const reconciler = yield* Reconciler
+    const operations = yield* store.unresolved
+    const { inventory, declarations } = yield* reconciler.plan(null)
+    const sight = Accept.look(declaration, inventory, declarations, operations)
+    switch (sight._tag) {
+      case "Seen":
+        return sight.wish
+      case "Unseen":
+        return yield* refuse("CLOUDSTACK_UNAVAILABLE", `${declaration.name}: ${sight.problem}`, "repeat the request")
+      case "Unacceptable":
+        return yield* refuse("CONFLICT", `${declaration.name}: ${sight.problem}`, sight.suggestion)
+    }
+  })
+
+const another = (name: Name) =>
+  refuse("CONFLICT", `${name} was declared anew while it was looked at`, "look at it again, and decide again")
+
+/** The back-off ends. What holds the volume up otherwise holds it up again. */
+export const retry = Effect.fnUntraced(function* (request: Request) {
+  const name = yield* nameOf(request)
+  const { end_clients } = yield* retryBody(request)
+  if (end_clients === true) return yield* clientsStay
+  const current = yield* stored(name)
+  if (yield* flag(request.query, "dry_run")) {
+    const writes = yield* Writes
+    const kept = single({ outcome: "unchanged", declaration: current, write: null })
+    return Answer.ok(yield* writes.dryRun(request, Effect.succeed(kept), "changed"))
+  }
+  const reconciler = yield* Reconciler
+  yield* reconciler.poke([current.uid])
+  return answerVolume(yield* toAnswer(current))
+})
+
+const clientsStay = refuse(
+  "NOT_SUPPORTED",
+  "volumed does not end the connections of NBD clients yet",
+  "end the client that GET /api/v1/exports names, then retry without end_clients"
+)
+
+const retryBody = (request: Request) =>
+  Effect.flatMap(request.optionalJson(BODY_BYTES_MAX), (body) =>
+    Schema.decodeUnknown(RetryBody)(body, { onExcessProperty: "error" }).pipe(
+      Effect.mapError(() => refuse("INVALID_REQUEST", 'expected nothing, or {"end_clients": true} and nothing else'))
+    )
+  )
