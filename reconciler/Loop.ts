@@ -21,7 +21,7 @@ import * as Plans from "./Plan.ts"
 import { type PassSummary, Reconciler, type View } from "./Reconciler.ts"
 import * as Settle from "./Settle.ts"
 import * as Statuses from "./Status.ts"
-import { Store } from "./Store.ts"
+import { type Maintenance, Store } from "./Store.ts"
 import * as Views from "./View.ts"
 import * as Wake from "./Wake.ts"
 
@@ -316,7 +316,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       full: only === null,
       only,
       flight: new Set([...inFlight(plan, actions), ...open.map((call) => call.uid)]),
-      unwell: summary.problems.length > 0
+      unwell: summary.problems.length > 0,
+      due_at: dueAt(current, yield* store.maintenance, yield* Clock.currentTimeMillis)
     })
     yield* publish(current, inventory, plan, only, summary)
     return summary
@@ -479,6 +480,17 @@ const passes = (item: PlanItem): boolean =>
   item.blocked?.category === "progress" &&
   item.blocked.reason !== "BackingOff" &&
   item.blocked.reason !== "DeletionGrace"
+
+/** When a pause, a grace or the maintenance ends next, ms; null when none does. */
+const dueAt = (
+  declarations: ReadonlyArray<Declaration>,
+  maintenance: Maintenance | null,
+  now: number
+): number | null => {
+  const times = declarations.flatMap(({ deletion, spec }) => [spec.paused?.until, deletion?.execute_after])
+  const coming = [...times, maintenance?.until].map((time) => Date.parse(time ?? "")).filter((time) => time > now)
+  return coming.length === 0 ? null : coming.reduce((first, time) => Math.min(first, time))
+}
 
 /** As declared, and nothing is on its way: what comes now is no late effect any more. */
 const belied = (declarations: ReadonlyArray<Declaration>, plan: Plan, busy: ReadonlySet<Uid>) => {

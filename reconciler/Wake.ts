@@ -62,6 +62,8 @@ export interface Wake {
     readonly only: ReadonlySet<Uid> | null
     readonly flight: ReadonlySet<Uid>
     readonly unwell: boolean
+    /** The earliest time to come at which something is due by itself (a pause or a grace that ends), ms; null: none. */
+    readonly due_at: number | null
   }) => Effect.Effect<void>
   /** Waits until there is something to look at; null means everything. */
   readonly next: Effect.Effect<ReadonlySet<Uid> | null>
@@ -130,23 +132,21 @@ export const make = Effect.fn("Wake.make")(function* (settings: Settings) {
         return { ...s, backoff: new Map(s.backoff).set(uid, { ...entry, stable: entry.stable + 1 }) }
       }),
     backoff: Effect.map(Ref.get(state), (s) => s.backoff),
-    passed: Effect.fn(function* ({ full, only, flight, unwell }) {
+    passed: Effect.fn(function* ({ due_at, full, only, flight, unwell }) {
       const now = yield* Clock.currentTimeMillis
       const share = yield* Random.nextRange(0.9, 1.1)
       // Rings, for a pass that somebody asked for ends while the loop sleeps by an older reckoning.
       yield* change((s) => {
         const inFlight = only === null ? flight : new Set([...[...s.flight].filter((uid) => !only.has(uid)), ...flight])
         const period = inFlight.size > 0 || unwell ? settings.resync_busy_ms : settings.resync_idle_ms
+        const full_at = Math.min(now + Math.round(period * share), due_at ?? Number.POSITIVE_INFINITY)
         return {
           ...s,
           flight: inFlight,
           last_pass_at: now,
           poll_at: now + settings.poll_ms,
           // A poke for everything that came during the pass (it sets 0) stands.
-          full_at:
-            full && s.full_at !== 0
-              ? now + Math.round(period * share)
-              : Math.min(s.full_at, now + Math.round(period * share))
+          full_at: full && s.full_at !== 0 ? full_at : Math.min(s.full_at, full_at)
         }
       })
     }),

@@ -1,5 +1,6 @@
 import { assert } from "@effect/vitest"
-import { Clock, Context, Effect, Layer, Logger, LogLevel, Random, TestClock } from "effect"
+import { Clock, Context, Effect, Layer, Logger, LogLevel, Random, Schema, TestClock } from "effect"
+import { OperationAnswer } from "../../schema/Api.ts"
 import type { OfferingId, VolumeId, ZoneId } from "../../schema/Ids.ts"
 import { limits } from "../../schema/Settings.ts"
 import * as Server from "../../src/Http/Server.ts"
@@ -102,8 +103,8 @@ export const over = (url: string): Api => ({
 /** The call must be accepted: 201, pending, nothing known of its end. */
 export const accepted = (answer: Effect.Effect<Answered>, status = 201) =>
   Effect.map(answer, ({ body, status: found }) => {
-    const operation = body as unknown as Operation
     assert.strictEqual(found, status, JSON.stringify(body))
+    const operation = decoded(body)
     assert.strictEqual(operation.status, "pending")
     assert.match(operation.id, /^op-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/u)
     for (const key of ["response", "error", "completed_at"]) assert.notProperty(operation, key)
@@ -111,7 +112,11 @@ export const accepted = (answer: Effect.Effect<Answered>, status = 201) =>
   })
 
 export const operation = (api: Api, id: string) =>
-  Effect.map(api.send("GET", `/operations/${id}`), ({ body }) => body as unknown as Operation)
+  Effect.map(api.send("GET", `/operations/${id}`), ({ body }) => decoded(body))
+
+/** Exactly the documented members, times and ids in their forms. */
+const decoded = (body: unknown): Operation =>
+  Schema.decodeUnknownSync(OperationAnswer)(body, { onExcessProperty: "error" })
 
 /** Asks as time passes, less often as it grows long, until the operation has ended; answers it and how long it took, ms. */
 export const ended = (api: Api, { id }: Operation) =>

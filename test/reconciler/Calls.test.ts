@@ -574,12 +574,29 @@ describe("A maintenance", () => {
         const since = new Date(now).toISOString()
         yield* (yield* Store).setMaintenance({ reason: "array", by: "storage", since, until, ending: false })
         yield* Cloud.declare("a")
-        yield* Cloud.pass(290_000, 2_000)
+        yield* Cloud.pass(299_000, 1_000)
         assert.lengthOf(
           (yield* truth(lab)).volumes.filter(({ name }) => name === "a"),
           0
         )
-        yield* Cloud.pass(120_000, 1_000)
+        yield* Cloud.pass(20_000, 1_000)
+        assert.strictEqual((yield* truth(lab)).volumes.find(({ name }) => name === "a")?.vm_id, Cloud.appliance)
+      })
+    )
+  })
+})
+
+describe("A pause", () => {
+  it.effect("acts on nothing until it expires, and again from then on", () => {
+    const lab = Cloud.make()
+    return run(
+      lab,
+      Effect.gen(function* () {
+        const until = new Date((yield* Clock.currentTimeMillis) + 90_000).toISOString()
+        yield* Cloud.declare("a", { paused: { reason: "array", by: "storage", until } })
+        yield* Cloud.pass(89_000, 1_000)
+        assert.isUndefined((yield* truth(lab)).volumes.find(({ name }) => name === "a"))
+        yield* Cloud.pass(15_000, 500)
         assert.strictEqual((yield* truth(lab)).volumes.find(({ name }) => name === "a")?.vm_id, Cloud.appliance)
       })
     )

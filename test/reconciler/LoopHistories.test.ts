@@ -181,11 +181,11 @@ describe("a pass that somebody asked for", () => {
     Effect.gen(function* () {
       const wake = yield* Wake.make({ resync_idle_ms: 60_000, resync_busy_ms: 15_000, poll_ms: 1_000 })
       yield* wake.next
-      yield* wake.passed({ full: true, only: null, flight: new Set(), unwell: false })
+      yield* wake.passed({ full: true, only: null, flight: new Set(), unwell: false, due_at: null })
       const next = yield* Effect.fork(wake.next)
       yield* TestClock.adjust("10 seconds")
       const uid = "00000000-0000-4000-8000-000000000001" as Uid
-      yield* wake.passed({ full: true, only: null, flight: new Set([uid]), unwell: false })
+      yield* wake.passed({ full: true, only: null, flight: new Set([uid]), unwell: false, due_at: null })
       yield* TestClock.adjust("1 second")
       assert.deepStrictEqual(yield* Fiber.join(next), new Set([uid]))
     })
@@ -197,10 +197,10 @@ it.effect("a back-off that ends while other volumes are looked at wakes its own 
     const uid = (n: number) => `00000000-0000-4000-8000-00000000000${n}` as Uid
     const wake = yield* Wake.make({ resync_idle_ms: 60_000, resync_busy_ms: 15_000, poll_ms: 1_000 })
     yield* wake.next
-    yield* wake.passed({ full: true, only: null, flight: new Set(), unwell: false })
+    yield* wake.passed({ full: true, only: null, flight: new Set(), unwell: false, due_at: null })
     yield* wake.failed(uid(1), "refused")
     yield* TestClock.adjust("3 seconds")
-    yield* wake.passed({ full: false, only: new Set([uid(2)]), flight: new Set(), unwell: false })
+    yield* wake.passed({ full: false, only: new Set([uid(2)]), flight: new Set(), unwell: false, due_at: null })
     const next = yield* Effect.fork(wake.next)
     yield* TestClock.adjust("1 second")
     assert.deepStrictEqual(yield* Fiber.join(next), new Set([uid(1)]))

@@ -24,7 +24,7 @@ const due = (wake: Wake.Wake) =>
 const afterFirstPass = Effect.gen(function* () {
   const wake = yield* Wake.make(settings)
   assert.strictEqual(yield* due(wake), "everything")
-  yield* wake.passed({ full: true, only: null, flight: none, unwell: false })
+  yield* wake.passed({ full: true, only: null, flight: none, unwell: false, due_at: null })
   return wake
 })
 
@@ -52,7 +52,7 @@ describe("what makes the next pass happen", () => {
   it.effect("volumes in flight are polled together, not one by one", () =>
     Effect.gen(function* () {
       const wake = yield* afterFirstPass
-      yield* wake.passed({ full: false, only: none, flight: new Set([uid(1), uid(2)]), unwell: false })
+      yield* wake.passed({ full: false, only: none, flight: new Set([uid(1), uid(2)]), unwell: false, due_at: null })
       assert.strictEqual(yield* due(wake), "nothing")
       yield* TestClock.adjust("1 second")
       assert.deepStrictEqual(yield* due(wake), [uid(1), uid(2)])
@@ -62,8 +62,8 @@ describe("what makes the next pass happen", () => {
   it.effect("a partial pass forgets only the volumes it looked at", () =>
     Effect.gen(function* () {
       const wake = yield* afterFirstPass
-      yield* wake.passed({ full: false, only: none, flight: new Set([uid(1), uid(2)]), unwell: false })
-      yield* wake.passed({ full: false, only: new Set([uid(1)]), flight: none, unwell: false })
+      yield* wake.passed({ full: false, only: none, flight: new Set([uid(1), uid(2)]), unwell: false, due_at: null })
+      yield* wake.passed({ full: false, only: new Set([uid(1)]), flight: none, unwell: false, due_at: null })
       yield* TestClock.adjust("1 second")
       assert.deepStrictEqual(yield* due(wake), [uid(2)])
     })
@@ -73,7 +73,7 @@ describe("what makes the next pass happen", () => {
     Effect.gen(function* () {
       const wake = yield* afterFirstPass
       yield* TestClock.adjust("5 seconds")
-      yield* wake.passed({ full: false, only: none, flight: new Set([uid(1)]), unwell: false })
+      yield* wake.passed({ full: false, only: none, flight: new Set([uid(1)]), unwell: false, due_at: null })
       yield* wake.answered
       yield* TestClock.adjust("900 millis")
       assert.strictEqual(yield* due(wake), "nothing")
@@ -87,7 +87,7 @@ describe("what makes the next pass happen", () => {
       const wake = yield* Wake.make(settings)
       assert.strictEqual(yield* due(wake), "everything")
       yield* wake.pokeAll
-      yield* wake.passed({ full: true, only: null, flight: none, unwell: false })
+      yield* wake.passed({ full: true, only: null, flight: none, unwell: false, due_at: null })
       assert.strictEqual(yield* due(wake), "everything")
     })
   )

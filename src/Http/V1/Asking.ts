@@ -19,7 +19,7 @@ import { type Drafted, single, Writes } from "../Writes.ts"
 export type Rules = Pick<Settings, "appliance_vm_id" | "v1_attach_exports" | "limits">
 
 /** What a call is about, as far as it is known when it is decided. */
-export interface Subject {
+interface Subject {
   readonly volume: VolumeId
   /** Null: nobody declared it. */
   readonly declared: Declaration | null
@@ -27,7 +27,7 @@ export interface Subject {
   readonly read: Effect.Effect<CloudVolume | null, Failure>
 }
 
-export interface Asking<R> {
+interface Asking<R> {
   readonly volume: VolumeId
   /** What the answer is when neither anybody's declaration nor CloudStack knows the volume. */
   readonly unknown: Failure
@@ -57,7 +57,7 @@ const drafting = <R>(request: Request, { volume, ask, check, unknown }: Asking<R
   })
 
 /** A draft, and the operation that it is answered with. */
-export interface CallDraft extends Drafted {
+interface CallDraft extends Drafted {
   readonly operation_id: OperationId
 }
 
@@ -100,7 +100,7 @@ export const noMaintenance = Effect.gen(function* () {
 })
 
 /** The one that is bound to the volume, else one that would adopt it. */
-export const declarationOf = (volume: VolumeId) =>
+const declarationOf = (volume: VolumeId) =>
   Effect.gen(function* () {
     const declarations = yield* Effect.flatMap(Store, (store) => store.declarations)
     const bound = declarations.find(({ binding }) => binding.volume_id === volume)

@@ -4,7 +4,7 @@ import { isObject, readMetadata, readSize, Refused, show } from "../../../schema
 import { OfferingId, VmId, VolumeId, ZoneId } from "../../../schema/Ids.ts"
 
 /** A body as it was sent, and what of it version 1 knows: all other keys are ignored. */
-export interface Body<A> {
+interface Body<A> {
   readonly sent: Readonly<Record<string, unknown>>
   readonly asked: A
 }
@@ -33,7 +33,7 @@ export const attach = (value: unknown): Effect.Effect<Body<{ readonly vm_id: VmI
     return vm_id === null ? null : { vm_id }
   })
 
-export interface Export {
+interface Export {
   readonly volume_id: VolumeId
   /** Null: as it is declared. */
   readonly read_only: boolean | null
@@ -46,7 +46,7 @@ export const exportOf = (value: unknown): Effect.Effect<Body<Export>, Refused> =
     return volume_id === null ? null : { volume_id, read_only }
   })
 
-export interface Cleanup {
+interface Cleanup {
   readonly test_vm_id: VmId
   readonly volume_id: VolumeId
   /** The appliance, as the caller knows it. */

@@ -47,7 +47,7 @@ const unread = (why: string) =>
   refuse("CLOUDSTACK_UNAVAILABLE", `what CloudStack shows is not known now: ${why}`, "repeat the request")
 
 /** The disk that the guest shows for a volume; none where it cannot be told which one it is (D5). */
-export const deviceOf = ({ cloud, guest }: Sight, volume: VolumeId): BlockDevice | null => {
+const deviceOf = ({ cloud, guest }: Sight, volume: VolumeId): BlockDevice | null => {
   const serial = serialOf(volume)
   const [device, ...others] = (guest?.devices ?? []).filter((candidate) => candidate.serial === serial)
   return device === undefined || others.length > 0 || rowOfSerial(cloud, serial) === null ? null : device
@@ -71,7 +71,7 @@ export const rowOf = ({ cloud }: Sight, volume: VolumeId): CloudVolume | null =>
 export const deviceHere = (sight: Sight, row: CloudVolume): BlockDevice | null =>
   row.vm_id === sight.appliance_vm_id ? deviceOf(sight, row.id) : null
 
-export const byIdPath = ({ by_id_paths, kernel_path }: BlockDevice): string => by_id_paths[0] ?? kernel_path
+const byIdPath = ({ by_id_paths, kernel_path }: BlockDevice): string => by_id_paths[0] ?? kernel_path
 
 /** `observed_at`: of the row, where it is not of this sight. */
 export const volume = (sight: Sight, row: CloudVolume, observed_at: string = sight.observed_at(row.id)) =>
