@@ -1,6 +1,9 @@
 import * as SqlClient from "@effect/sql/SqlClient"
+import type * as SqlError from "@effect/sql/SqlError"
 import { Effect } from "effect"
-import type { Migration } from "./Migrations.ts"
+
+/** One step of the schema's history. */
+export type Migration = Effect.Effect<unknown, SqlError.SqlError, SqlClient.SqlClient>
 
 /** What changes a table that is there already. Where dialects write it differently, here is the one place to branch. */
 

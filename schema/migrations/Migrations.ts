@@ -1,12 +1,8 @@
-import type * as SqlClient from "@effect/sql/SqlClient"
-import type * as SqlError from "@effect/sql/SqlError"
-import type { Effect } from "effect"
+import type { Migration } from "./Alteration.ts"
 import * as Declarations from "./Declarations.ts"
 import * as DeviceMappings from "./DeviceMappings.ts"
 import * as Journal from "./Journal.ts"
 import * as VolumeOperations from "./VolumeOperations.ts"
-
-export type Migration = Effect.Effect<unknown, SqlError.SqlError, SqlClient.SqlClient>
 
 /**
  * The schema's history: append only, numbered without gaps. Each entry is one DDL statement that does nothing when its
