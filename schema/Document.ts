@@ -1,6 +1,6 @@
 import { Effect, Either, Schema } from "effect"
 import { GIB, Metadata, Paused, type Spec, Spec as SpecSchema } from "./Declaration.ts"
-import { Name, Uid } from "./Ids.ts"
+import { isMoment, Name, Uid } from "./Ids.ts"
 import { nearest } from "./Nearest.ts"
 
 /** One thing wrong with what was sent: where, what was expected, and an example. */
@@ -329,7 +329,7 @@ const readPaused = (value: unknown): Read => {
   const read = by(Paused)(value)
   const until = member(value, "until")
   if (!("value" in read) || until === undefined) return read
-  return Number.isNaN(Date.parse(String(until)))
+  return !isMoment(String(until))
     ? { field: "paused.until", problem: `expected a time that exists, found ${show(until)}` }
     : read
 }

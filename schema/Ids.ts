@@ -64,3 +64,9 @@ export const Timestamp = Schema.String.pipe(
     message: () => "expected a UTC time in RFC 3339, for example 2026-03-01T12:00:00Z"
   })
 )
+
+/** A time of that form which the calendar has: JavaScript would take the 30th of February for the 2nd of March. */
+export const isMoment = (text: string): boolean => {
+  const ms = Date.parse(text)
+  return !Number.isNaN(ms) && new Date(ms).toISOString().slice(0, 19) === text.slice(0, 19)
+}

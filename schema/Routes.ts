@@ -111,8 +111,8 @@ const isEndpoint = (name: string): name is EndpointName => Object.hasOwn(summari
 
 /** What every route may answer: access, limits, and what went wrong in here. */
 const everywhere = [400, 401, 403, 404, 405, 408, 417, 429, 431, 500, 503] as const
-/** What the health routes may answer besides, which want no token. */
-const open = [400, 405, 408, 417, 429, 431, 500, 503] as const
+/** What the health routes may answer besides, which want no token; 403 to a page of another origin. */
+const open = [400, 403, 405, 408, 417, 429, 431, 500, 503] as const
 /** What a route that takes a body may answer besides. */
 const reading = [...everywhere, 413, 415] as const
 /** What a write may answer besides, preconditions and conflicts included. */

@@ -126,8 +126,10 @@ describe("a declaration", () => {
           assert.match(errors[0]?.problem ?? "", /^expected .*; example: .+$/u)
         }
       }
-      const [until] = yield* refusedBy(put({ paused: { reason: "r", by: "b", until: "2026-13-01T12:00:00Z" } }))
-      assert.strictEqual(until?.field, "paused.until")
+      for (const never of ["2026-13-01T12:00:00Z", "2030-02-30T00:00:00Z", "2030-01-01T24:00:00Z"]) {
+        const [until] = yield* refusedBy(put({ paused: { reason: "r", by: "b", until: never } }))
+        assert.strictEqual(until?.field, "paused.until", never)
+      }
     })
   )
 

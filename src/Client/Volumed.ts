@@ -32,16 +32,26 @@ export type {
   Paged,
   Removal,
   SpecInput,
+  SpecPatch,
   Wait,
   WriteOptions
 } from "./Client.ts"
 export type { Options, Retry } from "./Exchange.ts"
 export type {
+  Applied,
+  Approved,
+  Drift,
+  DryRun,
   Event,
+  EventList,
   ExportAnswer,
   Exports,
+  MaintenanceAnswer,
   OperationAnswer,
+  PlanAnswer,
   Volume,
+  VolumeList,
+  V1Device,
   V1DeviceMapping,
   V1Volume
 } from "../../schema/Api.ts"

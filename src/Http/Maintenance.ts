@@ -3,6 +3,7 @@ import * as Plan from "../../reconciler/Plan.ts"
 import { Reconciler } from "../../reconciler/Reconciler.ts"
 import { type Maintenance, Store } from "../../reconciler/Store.ts"
 import { type MaintenanceAnswer, MaintenanceBody } from "../../schema/Api.ts"
+import { isMoment } from "../../schema/Ids.ts"
 import * as Answer from "./Answer.ts"
 import * as Plans from "./Plans.ts"
 import { BODY_BYTES_MAX, flag, refuse, type Request } from "./Request.ts"
@@ -21,7 +22,7 @@ export const get = Effect.fnUntraced(function* () {
 export const begin = Effect.fnUntraced(function* (request: Request) {
   const { reason, by, until } = yield* bodyOf(request)
   const now = yield* Clock.currentTimeMillis
-  if (until !== undefined && !(Date.parse(until) > now)) {
+  if (until !== undefined && !(isMoment(until) && Date.parse(until) > now)) {
     return yield* refuse("INVALID_REQUEST", `until: expected a time to come, found ${until}`)
   }
   if (yield* flag(request.query, "dry_run")) return yield* Plans.dryRun(request, () => [])
@@ -36,9 +37,10 @@ export const begin = Effect.fnUntraced(function* (request: Request) {
  * names whose removals would wait for approval.
  */
 export const end = Effect.fnUntraced(function* (request: Request) {
-  if (yield* flag(request.query, "dry_run")) return yield* Plans.dryRun(request, Plan.pendingRemovals)
   const store = yield* Store
   const maintenance = yield* store.maintenance
+  const pending = maintenance === null ? () => [] : Plan.pendingRemovals
+  if (yield* flag(request.query, "dry_run")) return yield* Plans.dryRun(request, pending)
   if (maintenance !== null) yield* change({ ...maintenance, ending: true })
   return Answer.ok(yield* current)
 })
