@@ -7,7 +7,7 @@ import { type Binding, type Declaration, type Spec } from "../schema/Declaration
 import { Refused, type SpecChange } from "../schema/Document.ts"
 import type { Name, OperationId, VmId } from "../schema/Ids.ts"
 import type { CloudVolume, Inventory } from "../schema/Inventory.ts"
-import type { CallWish, Operation, OperationType } from "../schema/Operation.ts"
+import { type CallWish, hasEnded, type Operation, type OperationType } from "../schema/Operation.ts"
 import * as Declare from "./Declare.ts"
 import type { NewCall, Write } from "./Store.ts"
 
@@ -91,7 +91,8 @@ export const ask = (current: Declaration, asked: Ask, context: Context): Effect.
           )
     // A removal that was asked for before is not this call's: it would be told of an end that is another's.
     if (asked.type === "delete" && change.write === null) return yield* deleting(current)
-    const written = withBinding(rewritten(current, change, asked, context), forgotten(current, asked))
+    const learned = { ...forgotten(current, asked), ...named(current, asked) }
+    const written = withBinding(rewritten(current, change, asked, context), learned)
     const volume = current.binding.volume_id ?? current.spec.volume_id ?? ""
     return { change: written, call: callOf(asked, written.declaration, volume, before, context) }
   })
@@ -144,6 +145,12 @@ const forgotten = ({ binding, spec }: Declaration, { wish }: Ask): Partial<Bindi
   if (wish.attached_to === undefined || wish.attached_to !== spec.attached_to) return {}
   return attachment?.as === "data" || attachment?.settled === false ? { attachment: null } : {}
 }
+
+/** What is to be adopted is what a delete names: unbound, the declaration would go and the volume stay (S7). */
+const named = ({ binding, spec }: Declaration, { type }: Ask): Partial<Binding> =>
+  type === "delete" && binding.volume_id === null && spec.volume_id !== null
+    ? { volume_id: spec.volume_id, origin: "adopted" }
+    : {}
 
 /** A call is a write of its own, also where all that it wishes is declared already. */
 const rewritten = (current: Declaration, change: Declare.Change, { wish }: Ask, context: Context): Declare.Change => {
@@ -218,26 +225,67 @@ const iso = (ms: number) => DateTime.formatIso(DateTime.unsafeMake(ms))
 
 // What newer writes mean to open calls
 
-/** True when what the call wished is declared no more: somebody wrote it otherwise since. */
-export const isSuperseded = ({ wish }: Operation, after: Declaration): boolean => {
+/**
+ * True when what the call wished is declared no more: somebody wrote it otherwise since. One that is about a place goes on
+ * where only its export was: cancelled, it would leave its place declared, with nobody to take that back.
+ */
+export const isSuperseded = ({ wish }: Operation, after: Pick<Declaration, "deletion" | "spec">): boolean => {
   if (wish === null) return false
   if (wish.remove) return after.deletion === null
-  return after.deletion !== null || wishedKeys(wish).some((key) => after.spec[key] !== wish.spec[key])
+  const keys = wishedKeys(wish).filter((key) => key !== "export_wanted" || wish.spec.attached_to === undefined)
+  return after.deletion !== null || keys.some((key) => after.spec[key] !== wish.spec[key])
 }
 
 export const wishedKeys = (wish: CallWish) => Object.keys(wish.spec) as ReadonlyArray<keyof CallWish["spec"]>
 
 /**
- * A detach, an on-appliance delete and a cleanup name the volume, and so the attachment that they find, whoever made it
- * (S23): until the first action of the call it becomes ours. Answers the binding to learn, or null.
+ * What a call finds is not what an earlier one wished that came to nothing, but what that one found: or its wish would
+ * come back with the next failure.
  */
-export const claim = (call: Operation, declaration: Declaration, inventory: Inventory): Binding | null => {
+export const without = (wish: CallWish, undone: CallWish): CallWish => {
+  const stale = wishedKeys(undone).filter((key) => key in undone.before && wish.before[key] === undone.spec[key])
+  const found = Object.fromEntries(stale.map((key) => [key, undone.before[key]]))
+  return { ...wish, before: { ...wish.before, ...found } }
+}
+
+/** What a claim teaches; the call bears the VM from then on. */
+export interface Claim {
+  readonly binding: Binding
+  readonly vm_id: VmId
+}
+
+/**
+ * A detach, an on-appliance delete and a cleanup name the volume, and so the attachment that they find, whoever made it
+ * (S23): until the first action of the call it becomes ours. One that another open call has claimed is this one's too.
+ */
+export const claim = (
+  call: Operation,
+  declaration: Declaration,
+  inventory: Inventory,
+  open: ReadonlyArray<Operation>
+): Claim | null => {
   const { binding } = declaration
   const row = rowOf(inventory, declaration)
   if (call.status !== "pending" || row === null || row.vm_id === null || row.type !== "DATADISK") return null
-  if (binding.attachment?.vm_id === row.vm_id || !names(call, row.vm_id, inventory.appliance_vm_id)) return null
-  return { ...binding, attachment: { vm_id: row.vm_id, as: "data", settled: false } }
+  if (!names(call, row.vm_id, inventory.appliance_vm_id)) return null
+  const { vm_id } = row
+  if (binding.attachment?.vm_id !== vm_id) {
+    return { binding: { ...binding, attachment: { vm_id, as: "data", settled: false } }, vm_id }
+  }
+  const shared = open.some((other) => isRival(call, other) && hasClaimed(other, binding.attachment))
+  return shared && call.vm_id !== vm_id ? { binding, vm_id } : null
 }
+
+/** The attachment is ours for this call's sake alone. */
+export const hasClaimed = ({ type, vm_id, wish }: Operation, attachment: Binding["attachment"]): boolean => {
+  if (type !== "detach" && type !== "delete" && type !== "cleanup") return false
+  if (attachment === null || attachment.settled || attachment.vm_id !== vm_id) return false
+  return (wish?.before.attached_to ?? null) !== attachment.vm_id
+}
+
+/** Another call on the same declaration that is open still. */
+export const isRival = (call: Operation, other: Operation): boolean =>
+  other.id !== call.id && other.uid === call.uid && !hasEnded(other)
 
 const names = (call: Operation, vm: VmId, appliance: VmId): boolean => {
   switch (call.type) {

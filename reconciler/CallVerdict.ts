@@ -39,8 +39,9 @@ export type Verdict =
 export const judge = (call: Operation, evidence: Evidence): Verdict => {
   const done = completion(call, evidence)
   if (done !== null) return done
+  // A tag counts for nothing else: it may well be denied to an account that may do all that was asked for.
   const refused = evidence.children.findLast(
-    (child) => child.status === "failed" && isDefinite(child.response?.["cloudstack_code"])
+    ({ response, status, type }) => type !== "tag" && status === "failed" && isDefinite(response?.["cloudstack_code"])
   )
   if (refused !== undefined) return refusedByCloudStack(refused)
   if (call.type === "export" && isElsewhere(evidence)) return failed(...notHere)

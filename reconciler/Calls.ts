@@ -37,12 +37,18 @@ export const make = (store: Store["Type"]) => {
     const byUid = new Map(declarations.map((declaration) => [declaration.uid, declaration]))
     const claims = open.flatMap((call) => {
       const declaration = byUid.get(call.uid)
-      const binding = declaration === undefined ? null : Call.claim(call, declaration, inventory)
-      return binding === null ? [] : [{ uid: call.uid, binding }]
+      const found = declaration === undefined ? null : Call.claim(call, declaration, inventory, open)
+      return found === null ? [] : [{ call, found }]
     })
-    yield* store.bind(claims)
+    yield* Effect.forEach(claims, ({ call, found }) => mark(call, found), { discard: true })
     return claims.length > 0
   })
+
+  /** What is claimed, and by whom, is written down together: with the call the claim goes. */
+  const mark = ({ id, phase, status, uid }: Operation, { binding, vm_id }: Call.Claim) =>
+    store
+      .settle(id, { phase, status, vm_id }, { uid, binding })
+      .pipe(Effect.catchTag("PreconditionLost", (error) => Effect.logDebug("a call claims nothing", error.message)))
 
   const children = (call: Operation) =>
     store.operations({ parent_id: call.id, limit: CHILDREN_MAX }).pipe(

@@ -82,7 +82,7 @@ const upkeep = (world: World, view: Merge.View): Decision => {
 /** What was taken back took effect all the same: nobody wished it any more, and nobody undoes it unasked. */
 const belated = (view: Merge.View, late: NonNullable<Late>, decision: Decision): Decision => {
   const { name } = view.declaration
-  const shows = decision.settled ? late.type === "create" : decision.step !== null && moves(decision.step)
+  const shows = decision.settled ? stays(view, late) : decision.step !== null && moves(decision.step)
   if (!shows) return decision
   const blocked = block(
     "LateEffect",
@@ -90,6 +90,13 @@ const belated = (view: Merge.View, late: NonNullable<Late>, decision: Decision):
     `volumed accept ${name} keeps it as it is; writing the declaration anew puts it as declared`
   )
   return { ...decision, gap: decision.gap ?? "volume", settled: false, drift: true, blocked }
+}
+
+/** Nothing asks for another place, and yet it is only there, or only is, by what came late. */
+const stays = ({ declaration, row }: Merge.View, late: NonNullable<Late>): boolean => {
+  const { attachment } = declaration.binding
+  const ours = attachment !== null && attachment.settled && attachment.vm_id === row?.vm_id
+  return late.type === "create" || (late.type === "attach" && declaration.spec.attached_to === null && ours)
 }
 
 /** Would change where the volume is, or whether it is. */

@@ -15,7 +15,7 @@ import {
 } from "../schema/Declaration.ts"
 import { type ApplyRequest, type Problem, Refused, type Wish } from "../schema/Document.ts"
 import type { Name, OfferingId, Uid, VmId, VolumeId, ZoneId } from "../schema/Ids.ts"
-import { isUnresolved, type Operation } from "../schema/Operation.ts"
+import { isCall, isUnresolved, type Operation } from "../schema/Operation.ts"
 import type { Write } from "./Store.ts"
 
 export interface Context {
@@ -202,10 +202,13 @@ export const undelete = (
   existing: ReadonlyArray<Declaration>,
   name: Name,
   operations: ReadonlyArray<Operation>,
+  precondition: Precondition,
   context: Context
 ): Effect.Effect<Change, Refused> => {
   const current = named(existing, name)
   if (current === null) return refuse([notFound(name)])
+  const trouble = preconditionTrouble(current, name, precondition)
+  if (trouble !== null) return refuse([trouble])
   if (current.deletion === null) return Effect.succeed(unchanged(current))
   const sent = operations.find((operation) => operation.uid === current.uid && isIrreversible(operation))
   if (sent !== undefined) {
@@ -217,7 +220,7 @@ export const undelete = (
 
 /** A delete whose call was, or at this very moment may be, sent. */
 export const isIrreversible = (operation: Operation): boolean =>
-  operation.type === "delete" && (isUnresolved(operation) || operation.phase === "settled")
+  operation.type === "delete" && !isCall(operation) && (isUnresolved(operation) || operation.phase === "settled")
 
 interface Writer {
   /** Written beside the fields that change. */

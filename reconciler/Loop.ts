@@ -5,7 +5,7 @@ import { type Declaration, isLiving } from "../schema/Declaration.ts"
 import type { StoreUnavailable } from "../schema/Errors.ts"
 import type { OperationId, Uid, VmId } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
-import type { Operation } from "../schema/Operation.ts"
+import { hasEnded, type Operation } from "../schema/Operation.ts"
 import type { Limits } from "../schema/Settings.ts"
 import * as Calls from "./Calls.ts"
 import * as Check from "./Check.ts"
@@ -38,6 +38,9 @@ export interface Options extends Wake.Settings {
 const JOBS_A_PASS = 16
 
 const HOUR_MS = 3_600_000
+
+/** A scan of the processes may be answered again for so long. */
+const CONNECTIONS_AGE = Duration.millis(250)
 
 /** Between two passes that local changes cause, at least; the first one is looked at at once. */
 const BETWEEN_POKES = Duration.millis(500)
@@ -234,25 +237,25 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
 
   const calls = Calls.make(store)
 
-  /** Somebody ended it, or its time came. What is pending is known from a full pass alone. */
-  const maintenanceIsOver = (now: number) =>
-    Effect.map(
-      store.maintenance,
-      (maintenance) =>
-        maintenance !== null &&
-        (maintenance.ending || (maintenance.until !== null && Date.parse(maintenance.until) <= now))
+  /** The maintenance that somebody ended, or whose time came. What is pending is known from a full pass alone. */
+  const maintenanceOver = (now: number) =>
+    Effect.map(store.maintenance, (maintenance) =>
+      maintenance !== null &&
+      (maintenance.ending || (maintenance.until !== null && Date.parse(maintenance.until) <= now))
+        ? maintenance
+        : null
     )
 
   /** What would be taken away now waits for approval from here on; until that can be seen whole, the maintenance goes on. */
-  const endMaintenance = Effect.fn("Loop.endMaintenance")(function* (planInput: Plans.Input) {
+  const endMaintenance = Effect.fn("Loop.endMaintenance")(function* (over: Maintenance, planInput: Plans.Input) {
     const { cloud, guest, nbd } = planInput.inventory
     if (![cloud, guest, nbd].every((source) => source._tag === "Known" && source.complete)) return
     const held = Plans.pendingRemovals(Plans.make({ ...planInput, maintenance: null }))
     const digest = options.digest(held.map(Plans.heldKey).sort().join("\n"))
-    yield* store.setMaintenance(
-      null,
-      held.map((one) => ({ ...one, digest }))
-    )
+    const withheld = held.map((one) => ({ ...one, digest }))
+    yield* store.setMaintenance(null, withheld, over)
+    // Begun anew while this pass observed, it goes on.
+    if ((yield* store.maintenance) !== null) return
     yield* Effect.logInfo("the maintenance has ended").pipe(Effect.annotateLogs({ withheld: held.length, digest }))
   })
 
@@ -261,8 +264,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   /** Learn, plan, check and act on one observation. */
   const pass = Effect.fn("Loop.pass")(function* (asked: ReadonlySet<Uid> | null) {
     const began = yield* Clock.currentTimeMillis
-    const over = yield* maintenanceIsOver(began)
-    const only = over ? null : asked
+    const over = yield* maintenanceOver(began)
+    const only = over === null ? asked : null
     // Asked for first: a call that ends while rows and world are read was not sent yet when they were, or may not have been.
     const running = yield* execute.running
     const open = yield* calls.open
@@ -282,7 +285,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     const current = learned.length > 0 ? yield* living : known
     const unresolved = ended > 0 ? yield* store.unresolved : operations
 
-    if (over) yield* endMaintenance(yield* input(current, unresolved, inventory, null))
+    if (over !== null) yield* endMaintenance(over, yield* input(current, unresolved, inventory, null))
     const planInput = yield* input(current, unresolved, inventory, only)
     const plan = Plans.make(planInput)
     const violations = Check.check(planInput, plan)
@@ -315,7 +318,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     yield* wake.passed({
       full: only === null,
       only,
-      flight: new Set([...inFlight(plan, actions), ...open.map((call) => call.uid)]),
+      // What an ended call left undecided is looked at as such: a person may be waited for, and that for long (S22).
+      flight: new Set([...inFlight(plan, actions), ...open.flatMap((call) => (hasEnded(call) ? [] : [call.uid]))]),
       unwell: summary.problems.length > 0,
       due_at: dueAt(current, yield* store.maintenance, yield* Clock.currentTimeMillis)
     })
@@ -453,6 +457,10 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       return { plan: planned, inventory, declarations }
     }),
     view: Ref.get(view),
+    connections: yield* Effect.cachedWithTTL(
+      Effect.map(nbd.observe([]), ({ holders }) => holders),
+      CONNECTIONS_AGE
+    ),
     status: statusOf,
     sync,
     poke: wake.poke,

@@ -2,9 +2,9 @@ import { Context, type Effect, type Stream } from "effect"
 import type { Plan } from "../schema/Action.ts"
 import type { Status } from "../schema/Condition.ts"
 import type { Declaration } from "../schema/Declaration.ts"
-import type { StoreUnavailable } from "../schema/Errors.ts"
+import type { NbdUnavailable, StoreUnavailable } from "../schema/Errors.ts"
 import type { Uid, VolumeId } from "../schema/Ids.ts"
-import type { Inventory } from "../schema/Inventory.ts"
+import type { Holder, Inventory } from "../schema/Inventory.ts"
 
 /** A plan and everything it was made from. */
 export interface Planned {
@@ -48,6 +48,8 @@ export class Reconciler extends Context.Tag("volumed/reconciler/Reconciler")<
     readonly status: (declaration: Declaration) => Effect.Effect<Status>
     /** A full pass now; answers when it has run. */
     readonly sync: Effect.Effect<PassSummary, StoreUnavailable>
+    /** Who has exported devices open right now; asked for again a quarter of a second later at the earliest. */
+    readonly connections: Effect.Effect<ReadonlyArray<Holder>, NbdUnavailable>
     /** Something about these declarations changed. Carries no data. */
     readonly poke: (uids: ReadonlyArray<Uid>) => Effect.Effect<void>
     /** Ticks after every pass that changed what `view` shows. Never fails. */

@@ -2,7 +2,7 @@ import { Context, type Effect, type Option } from "effect"
 import type { Action, Held, Withheld } from "../schema/Action.ts"
 import type { Binding, Declaration, Deletion, Manager, Spec } from "../schema/Declaration.ts"
 import type { CursorExpired, GenerationConflict, PreconditionLost, StoreUnavailable } from "../schema/Errors.ts"
-import type { JobId, Name, OperationId, Uid } from "../schema/Ids.ts"
+import type { JobId, Name, OperationId, Uid, VmId } from "../schema/Ids.ts"
 import type { CallWish, Operation, OperationStatus, OperationType, Phase } from "../schema/Operation.ts"
 import type { Condition } from "../schema/Condition.ts"
 import type { Intent } from "./Intent.ts"
@@ -78,6 +78,7 @@ export interface Advance {
   readonly status: OperationStatus
   readonly job_id?: JobId | null
   readonly volume_id?: string
+  readonly vm_id?: VmId
   readonly response?: Readonly<Record<string, unknown>>
   readonly error?: string
   readonly submitted_at?: number
@@ -142,7 +143,8 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     /**
      * All or none, in one transaction; answers the stored declarations in the order asked. Open calls whose wish is no
      * longer what is declared then are cancelled. `PreconditionLost`: an undelete of what a delete call may have been
-     * sent for, or a call that has ended meanwhile.
+     * sent for, or a call that has ended meanwhile. `GenerationConflict`: also a withdrawal that does not know of an action begun
+     * meanwhile.
      */
     readonly write: (
       writes: ReadonlyArray<Write>,
@@ -177,7 +179,7 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     /** Every operation whose outcome is not known yet, oldest first. */
     readonly unresolved: Effect.Effect<ReadonlyArray<Operation>, StoreUnavailable>
     readonly operation: (id: OperationId) => Effect.Effect<Option.Option<Operation>, StoreUnavailable>
-    /** Calls that have not ended, and failed ones whose wish is not wholly taken back yet; oldest first. */
+    /** Calls that have not ended, and failed or cancelled ones whose wish is not wholly taken back yet; oldest first. */
     readonly calls: Effect.Effect<ReadonlyArray<Operation>, StoreUnavailable>
     /** Newest first; 100 a page unless told, at most 1000. */
     readonly operations: (
@@ -202,10 +204,14 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     readonly saveDeviceMappings: (mappings: ReadonlyArray<DeviceMapping>) => Effect.Effect<void, StoreUnavailable>
 
     readonly maintenance: Effect.Effect<Maintenance | null, StoreUnavailable>
-    /** Begin or change one; null ends it, and what was pending then is withheld. */
+    /**
+     * Begin or change one; null ends it, and what was pending then is withheld. `standing`: the one that is changed or
+     * ended; where another stands meanwhile, nothing is done.
+     */
     readonly setMaintenance: (
       maintenance: Maintenance | null,
-      withheld?: ReadonlyArray<Withheld>
+      withheld?: ReadonlyArray<Withheld>,
+      standing?: Maintenance
     ) => Effect.Effect<void, StoreUnavailable>
     /** Withheld actions of living declarations that were not written since. */
     readonly withheld: Effect.Effect<ReadonlyArray<Withheld>, StoreUnavailable>

@@ -3,7 +3,7 @@ import { DateTime } from "effect"
 import type { Declaration, Spec } from "../schema/Declaration.ts"
 import type { Inventory } from "../schema/Inventory.ts"
 import { hasEnded, isUnresolved, type Operation } from "../schema/Operation.ts"
-import { type Place, placeless, placeOf, rowOf, wishedKeys, writeOf } from "./Call.ts"
+import { hasClaimed, isRival, type Place, placeless, placeOf, rowOf, wishedKeys, writeOf } from "./Call.ts"
 import type { Write } from "./Store.ts"
 
 const iso = (ms: number) => DateTime.formatIso(DateTime.unsafeMake(ms))
@@ -31,20 +31,22 @@ export const make = (
 ): Withdrawal => {
   if (declaration === null || call.wish === null) return nothing
   const sent = operations.find((operation) => operation.uid === declaration.uid && isUnresolved(operation)) ?? null
-  if (call.type === "create") return unmake(declaration, sent, now)
+  if (call.type === "create") return unmake(call, declaration, sent, now)
   if (call.wish.remove) return unremove(call, declaration, sent, inventory, now)
-  const rivals = open.filter((other) => other.id !== call.id && other.uid === call.uid && !hasEnded(other))
+  const rivals = open.filter((other) => isRival(call, other))
   const wish = call.wish
   const keys = wishedKeys(wish).filter(
     (key) =>
       declaration.spec[key] === wish.spec[key] && !rivals.some((rival) => rival.wish !== null && key in rival.wish.spec)
   )
-  return restored(call, declaration, keys, sent, inventory, now)
+  return restored(call, declaration, keys, rivals, sent, inventory, now)
 }
 
 /** A create that was sent may still make its volume, which must then be ours to know (S9). */
-const unmake = (declaration: Declaration, sent: Operation | null, now: number): Withdrawal => {
+const unmake = (call: Operation, declaration: Declaration, sent: Operation | null, now: number): Withdrawal => {
   if (declaration.deletion !== null) return nothing
+  // What somebody wrote since is theirs. One that has ended wrote once itself, when it did.
+  if (declaration.generation > call.generation + (hasEnded(call) ? 1 : 0)) return nothing
   if (sent === null && declaration.binding.volume_id !== null) return nothing
   if (sent !== null) {
     if (declaration.binding.late !== null) return { write: null, pending: true }
@@ -73,25 +75,32 @@ const restored = (
   call: Operation,
   declaration: Declaration,
   keys: ReadonlyArray<keyof Place>,
+  rivals: ReadonlyArray<Operation>,
   sent: Operation | null,
   inventory: Inventory | null,
   now: number
 ): Withdrawal => {
   const spec = specBack(call, declaration, keys, inventory)
-  const same = keys.every((key) => spec[key] === declaration.spec[key])
-  const theirs = isTheirs(call, declaration, inventory)
+  const placed = keys.includes("attached_to")
+  const unmet = placed && declaration.binding.settled_generation < declaration.generation
+  const same = !unmet && keys.every((key) => spec[key] === declaration.spec[key])
+  const shared = rivals.some((rival) => hasClaimed(rival, declaration.binding.attachment))
+  const theirs = !shared && isTheirs(call, declaration, inventory)
   if (same && !theirs) return nothing
-  return { write: disclaimed(theirs, change(declaration, { spec }, sent, now)), pending: false }
+  const write = change(declaration, { spec }, sent, now)
+  return { write: disclaimed(theirs, placed ? asMet(write) : write), pending: false }
 }
 
+/** Nobody asks for a place any more, not even where it stands as before: a gap in it is drift, or it would be closed now. */
+const asMet = (write: Write): Write => ({
+  ...write,
+  binding: { ...write.binding, settled_generation: write.generation }
+})
+
 /** The call named the attachment of somebody else, to take it away, and did not: it is theirs again. */
-const isTheirs = ({ type, wish }: Operation, { binding }: Declaration, inventory: Inventory | null): boolean => {
-  const { attachment } = binding
-  if (attachment === null || attachment.settled) return false
-  if (type !== "detach" && type !== "delete" && type !== "cleanup") return false
-  const before = wish?.before.attached_to ?? null
-  return before !== attachment.vm_id && !(before === "appliance" && attachment.vm_id === inventory?.appliance_vm_id)
-}
+const isTheirs = (call: Operation, { binding }: Declaration, inventory: Inventory | null): boolean =>
+  hasClaimed(call, binding.attachment) &&
+  !(call.wish?.before.attached_to === "appliance" && call.vm_id === inventory?.appliance_vm_id)
 
 const disclaimed = (theirs: boolean, write: Write): Write =>
   theirs ? { ...write, binding: { ...write.binding, attachment: null } } : write
@@ -108,13 +117,14 @@ const specBack = (
 
 /**
  * Where the volume is, as far as that is ours to say. An attachment of somebody else's is never declared here, or it
- * would become ours by being what is declared.
+ * would become ours by being what is declared; nor that there is none where nobody had said where it should be.
  */
 const observed = (call: Operation, declaration: Declaration, inventory: Inventory | null): Place => {
   const row = inventory === null ? null : rowOf(inventory, declaration)
   if (row === null || inventory === null) return {}
   const attach_as = row.type === "ROOT" ? "root" : "data"
-  if (row.vm_id === null) return { attached_to: "none", attach_as: "data" }
+  if (row.vm_id === null)
+    return call.wish?.before.attached_to === null ? {} : { attached_to: "none", attach_as: "data" }
   if (declaration.binding.attachment?.vm_id !== row.vm_id) return {}
   if (isTheirs(call, declaration, inventory)) return {}
   return { attached_to: row.vm_id === inventory.appliance_vm_id ? "appliance" : row.vm_id, attach_as }

@@ -337,7 +337,7 @@ const volumes = HttpApiGroup.make("volumes")
       HttpApiEndpoint.post("undeleteVolume", "/api/v2/volumes/:name/undelete")
         .setPath(ByName)
         .setUrlParams(DryRunParams)
-        .setHeaders(Written)
+        .setHeaders(Conditional)
         .addSuccess(Volume)
         .addSuccess(DryRun),
       writing

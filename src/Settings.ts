@@ -127,9 +127,13 @@ const optional = <A, B>(reading: Reading, key: Key, parser: Value.Parser<A>, abs
   if (value === undefined) return absent
   const parsed = parser(value)
   if (Either.isRight(parsed)) return parsed.right
-  complain(reading, key, isSecret(key) ? parsed.left : `${JSON.stringify(value.slice(0, 200))} ${parsed.left}`)
+  const silent = isSecret(key) || mayHoldSecret(value)
+  complain(reading, key, silent ? parsed.left : `${JSON.stringify(value.slice(0, 200))} ${parsed.left}`)
   return absent
 }
+
+/** A URL with a user, a query or a fragment, where people put keys. */
+const mayHoldSecret = (value: string): boolean => /@|:\/\/.*[?#]/.test(value)
 
 const required = <A>(reading: Reading, key: Key, parser: Value.Parser<A>, why: string): A | null => {
   if (!reading.values.has(key)) complain(reading, key, why)

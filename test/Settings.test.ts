@@ -192,6 +192,25 @@ describe("settings", () => {
       })
   )
 
+  it.effect("repeat nothing of a URL that may be a secret in the wrong place (S20)", () =>
+    Effect.gen(function* () {
+      for (const url of [
+        "https://user:canary@cloud.example.com",
+        "https://canary@cloud.example.com/client/api",
+        "https://cloud.example.com/client/api?apiKey=canary&signature=x",
+        "https://cloud.example.com/client/api#canary",
+        "http://user:canary@cloud.example.com",
+        "ftp://user:canary@cloud.example.com",
+        "user:canary@cloud.example.com",
+        "https://user:canary@cloud example.com"
+      ]) {
+        const wrong = yield* Effect.flip(read({ ...enough, CLOUDSTACK_API_URL: url }))
+        assert.notInclude(wrong.message, "canary", url)
+        assert.include(wrong.message, "CLOUDSTACK_API_URL", url)
+      }
+    })
+  )
+
   it("have a wrong value of every key in the table above", () => {
     const tried = new Set(table.map(([key]) => key))
     assert.deepStrictEqual(

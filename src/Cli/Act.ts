@@ -105,11 +105,13 @@ export const remove = Effect.fn("Act.remove")(function* (invocation: Invocation)
   const { client } = yield* Daemon
   const name = invocation.positionals[0] ?? ""
   const policy = invocation.values.policy
+  // Of the declaration that was shown: somebody's write meanwhile may ask for another removal.
+  const { generation } = yield* client.volume(name)
   const planned = yield* client.deleteDryRun(name, policy)
   return yield* Change.change(
     planned,
     `Remove the declaration ${name}?`,
-    client.delete(name, policy === undefined ? {} : { policy }),
+    client.delete(name, { ifMatch: generation, ...(policy === undefined ? {} : { policy }) }),
     // With nothing left to do it is gone before anybody could take it back.
     (volume) =>
       removed(

@@ -21,9 +21,8 @@ export const accept = Effect.fnUntraced(function* (request: Request) {
   const wish = before.deletion === null ? yield* observedWish(before) : {}
   const draft = Effect.gen(function* () {
     const current = yield* stored(name)
-    if (current.uid !== before.uid || current.binding.volume_id !== before.binding.volume_id)
-      return yield* another(name)
-    return single(yield* Declare.patch([current], { name, uid: null, spec: wish }, precondition, context))
+    const change = yield* Declare.patch([current], { name, uid: null, spec: wish }, precondition, context)
+    return isSame(before, current) ? single(change) : yield* another(name)
   })
   return yield* answerWrite(request, draft, precondition)
 })
@@ -45,8 +44,12 @@ const observedWish = (declaration: Declaration) =>
     }
   })
 
+/** What is observed was compared with the one; written over a later wish it would take back what nobody looked at. */
+const isSame = (before: Declaration, now: Declaration): boolean =>
+  now.uid === before.uid && now.generation === before.generation && now.binding.volume_id === before.binding.volume_id
+
 const another = (name: Name) =>
-  refuse("CONFLICT", `${name} was declared anew while it was looked at`, "look at it again, and decide again")
+  refuse("CONFLICT", `${name} was written while it was looked at`, "look at it again, and decide again")
 
 /** The back-off ends. What holds the volume up otherwise holds it up again. */
 export const retry = Effect.fnUntraced(function* (request: Request) {

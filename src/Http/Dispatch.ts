@@ -217,8 +217,13 @@ const badActor = refuse("INVALID_REQUEST", "Volumed-Actor: expected 1-64 charact
 
 const badKey = refuse("INVALID_REQUEST", "Idempotency-Key: expected 1-255 visible ASCII characters")
 
-const isDryRun = ({ query }: Endpoint, asked: URLSearchParams) =>
-  query !== null && query.has("dry_run") ? flag(asked, "dry_run") : Effect.succeed(false)
+const isDryRun = ({ query }: Endpoint, asked: URLSearchParams) => {
+  if (!asked.has("dry_run")) return Effect.succeed(false)
+  return query === null ? noDryRun : flag(asked, "dry_run")
+}
+
+/** Version 1 ignores what it does not know; whoever writes this must not get the write instead. */
+const noDryRun = refuse("INVALID_REQUEST", "version 1 has no dry_run; nothing was done", "use version 2 for a dry run")
 
 /** A key that the contract does not know, or that comes twice: a misspelt `dry_run` must not become a write. */
 const strayKey = ({ query: known }: Endpoint, query: URLSearchParams): string | null => {

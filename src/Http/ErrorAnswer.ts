@@ -109,7 +109,11 @@ export const answer = (
   body: {
     error: worded(error, code),
     code,
-    details: inputCodes.has(code) ? { cloudstack_code: 431, ...details } : details,
+    details: {
+      ...(inputCodes.has(code) ? { cloudstack_code: 431 } : {}),
+      ...(isMisread(error, code) ? { problem: error } : {}),
+      ...details
+    },
     request_id
   }
 })
@@ -121,6 +125,12 @@ export const answer = (
 const worded = (error: string, code: Code): string => {
   if (inputCodes.has(code)) return `CloudStack API error 431: ${error}`
   if (code === "CLOUDSTACK_RESOURCE_LIMIT") return `CloudStack API error 432: ${error}`
+  return isMisread(error, code) ? `refused as ${code}; details has what and why` : error
+}
+
+/** Whether version 1 clients would repeat in vain what was refused in these words. */
+const isMisread = (error: string, code: Code): boolean => {
   const passing = statuses[code] === 503 || statuses[code] === 408
-  return !passing && /timeout|device/u.test(error) ? `refused as ${code}; details has what and why` : error
+  const isClass = inputCodes.has(code) || code === "CLOUDSTACK_RESOURCE_LIMIT"
+  return !passing && !isClass && /timeout|device/u.test(error)
 }

@@ -28,6 +28,8 @@ export const list = Effect.fnUntraced(function* (request: Request) {
     ...text(request.query, "kind")
   }
   const rows = yield* store.events(filter)
+  // Asked again: what was pruned while the rows were read would be a gap that nobody is told of.
+  if (after !== null && isPruned(after, yield* store.eventRange)) return yield* expired(range)
   const last = rows.at(-1)
   const more = last === undefined ? [] : yield* store.events({ ...filter, after: last.id, limit: 1 })
   const next_cursor = last === undefined || more.length === 0 ? null : String(last.id)

@@ -9,14 +9,28 @@ import type { NbdSettings } from "../../schema/Settings.ts"
 import * as Answer from "./Answer.ts"
 import { refuse, type Request } from "./Request.ts"
 
-/** What is written down and what is served, beside what is wanted. As observed last; nothing is asked for this answer. */
+/** What is written down and what is served, beside what is wanted, and who is connected. */
 export const list = (settings: Pick<NbdSettings, "backend" | "host" | "port">) =>
   Effect.fnUntraced(function* () {
     const store = yield* Store
-    const reconciler = yield* Reconciler
-    const { inventory } = yield* reconciler.view
-    return Answer.ok(make(settings, yield* store.declarations, inventory))
+    return Answer.ok(make(settings, yield* store.declarations, yield* seenNow))
   })
+
+/** A scan of the processes takes no longer, or what the last pass saw has to do. */
+const SCAN_LIMIT = "2 seconds"
+
+/** As observed last, but for the clients: they come and go between passes. */
+const seenNow = Effect.gen(function* () {
+  const { connections, view } = yield* Reconciler
+  const { inventory } = yield* view
+  if (inventory === null || inventory.nbd._tag === "Unread") return inventory
+  const { nbd } = inventory
+  const holders = yield* connections.pipe(
+    Effect.timeout(SCAN_LIMIT),
+    Effect.orElseSucceed(() => nbd.value.holders)
+  )
+  return { ...inventory, nbd: { ...nbd, value: { ...nbd.value, holders } } }
+})
 
 export const make = (
   settings: Pick<NbdSettings, "backend" | "host" | "port">,
@@ -33,7 +47,10 @@ export const make = (
   const names = [...new Set([...(nbd?.sections ?? []).map(({ name }) => name), ...wanted])]
   const devices = reading(inventory?.guest ?? null)?.devices ?? []
   const port = nbd?.port ?? settings.port
-  const exports = names.map((name) => one({ name, owner: owners.get(name) ?? null, nbd, devices, port }))
+  const exports = names.map((name) => {
+    const owner = owners.get(name) ?? null
+    return one({ name, owner, elsewhere: isElsewhere(owner, inventory), nbd, devices, port })
+  })
   return {
     server: {
       engine: nbd?.engine ?? settings.backend,
@@ -54,18 +71,26 @@ const exportName = ({ binding, spec }: Declaration): string | null => {
   return binding.export?.name ?? (volume === null ? null : exportNameOf(volume))
 }
 
+/** Seen on no VM, or on another one than the appliance. */
+const isElsewhere = (owner: Declaration | null, inventory: Inventory | null): boolean => {
+  const volume = owner?.binding.volume_id ?? null
+  const row = reading(inventory?.cloud ?? null)?.volumes.find(({ id }) => id === volume)
+  return row !== undefined && row.vm_id !== inventory?.appliance_vm_id
+}
+
 const isWanted = ({ spec, deletion }: Declaration) => spec.export_wanted === true && deletion === null
 
 interface One {
   readonly name: string
   readonly owner: Declaration | null
+  readonly elsewhere: boolean
   /** Null while the NBD side has not been read. */
   readonly nbd: NbdReading | null
   readonly devices: ReadonlyArray<BlockDevice>
   readonly port: number
 }
 
-const one = ({ name, owner, nbd, devices, port }: One): Api.ExportAnswer => {
+const one = ({ name, owner, elsewhere, nbd, devices, port }: One): Api.ExportAnswer => {
   const section = nbd?.sections.find((candidate) => candidate.name === name) ?? null
   const verified = nbd?.verifications.findLast((candidate) => candidate.name === name) ?? null
   const volume_id = owner?.binding.volume_id ?? owner?.spec.volume_id ?? null
@@ -94,7 +119,7 @@ const one = ({ name, owner, nbd, devices, port }: One): Api.ExportAnswer => {
     read_only: verified?.read_only ?? section?.read_only ?? owner?.spec.read_only ?? false,
     connections: holders.map(({ peer, pid, since }) => ({ peer, pid, since })),
     verified_at: verified === null ? null : Answer.rfc3339(verified.verified_at),
-    problem: problemOf(nbd, served, verified?.message ?? null)
+    problem: problemOf(nbd, served, elsewhere && section === null ? NOT_HERE : (verified?.message ?? null))
   }
 }
 
@@ -110,6 +135,9 @@ const statusOf = (
   return outcome === null || outcome === "unknown" ? "pending" : "failed"
 }
 
+/** Nothing is amiss then: its name is unknown to the server because it has to be. */
+const NOT_HERE = "the volume is not on the appliance"
+
 const problemOf = (nbd: NbdReading | null, served: boolean, message: string | null): string | null => {
   if (nbd === null) return "the NBD server has not been read"
   return served ? null : (message ?? nbd.server.problem ?? nbd.config_problem)
@@ -119,9 +147,7 @@ const problemOf = (nbd: NbdReading | null, served: boolean, message: string | nu
 export const get = (settings: Pick<NbdSettings, "backend" | "host" | "port">) =>
   Effect.fnUntraced(function* (request: Request) {
     const store = yield* Store
-    const reconciler = yield* Reconciler
-    const { inventory } = yield* reconciler.view
-    const { exports } = make(settings, yield* store.declarations, inventory)
+    const { exports } = make(settings, yield* store.declarations, yield* seenNow)
     const found = exports.find(({ id }) => id === request.path["id"])
     return found === undefined
       ? yield* refuse("NOT_FOUND", "there is no export of this volume", "GET /api/v1/exports lists what there is")

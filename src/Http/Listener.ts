@@ -70,6 +70,9 @@ export const listen = (options: Options, onRequest: OnRequest) =>
     const identity = tls === null ? null : yield* identityOf(tls)
     const bound = yield* Effect.forEach(addresses, (address) =>
       bind(address, create(identity, { ...limits, ...options.connection }, onRequest))
+    ).pipe(
+      // Each may take the whole grace to stop.
+      Effect.parallelFinalizers
     )
     const found = bound.filter((address) => address !== null)
     return found.length === 0
@@ -136,19 +139,34 @@ const create = (identity: Identity, limits: Limits, onRequest: OnRequest): NodeH
     onRequest(request, response)
   })
   server.on("clientError", (error, socket) => answerClientError(error, socket, answers.get(socket)))
+  // Without a handshake nobody could read an answer, and one that waits for it keeps the connection for ever.
+  server.on("tlsClientError", (_: Error, socket: Duplex) => socket.destroy())
   server.on("checkExpectation", (_, response) => answerExpectation(response))
-  server.on("connect", (_, socket) => socket.end(rawAnswer("METHOD_NOT_ALLOWED", "this is no proxy")))
+  server.on("connect", (_, socket) => answerConnect(socket, answers.get(socket)))
   return server
 }
 
-const bind = (address: Settings["listen"][number], server: NodeHttp.Server | NodeHttps.Server) =>
-  Effect.acquireRelease(start(address, server), (bound) => (bound ? stop(server) : Effect.void)).pipe(
+const bind = (address: Settings["listen"][number], server: NodeHttp.Server | NodeHttps.Server) => {
+  const sockets = connected(server)
+  return Effect.acquireRelease(start(address, server), (bound) => (bound ? stop(server, sockets) : Effect.void)).pipe(
     Effect.map((bound) => (bound ? boundAddress(server) : null))
   )
+}
+
+/** What is connected. Node's own list lacks what has not shaken hands yet, and what asked for a proxy. */
+const connected = (server: NodeHttp.Server | NodeHttps.Server): ReadonlySet<Duplex> => {
+  const sockets = new Set<Duplex>()
+  server.on("connection", (socket: Duplex) => {
+    sockets.add(socket)
+    socket.once("close", () => sockets.delete(socket))
+  })
+  return sockets
+}
 
 const start = ({ host, port }: Settings["listen"][number], server: NodeHttp.Server | NodeHttps.Server) =>
   Effect.async<boolean, NodeJS.ErrnoException>((resume) => {
-    server.once("error", (error) => resume(Effect.fail(error)))
+    // Stays: a later failure to accept a connection is not to end the process.
+    server.on("error", (error) => resume(Effect.fail(error)))
     server.listen({ host, port }, () => resume(Effect.succeed(true)))
   }).pipe(
     Effect.catchIf(
@@ -166,11 +184,13 @@ const boundAddress = (server: NodeHttp.Server | NodeHttps.Server): Address => {
 }
 
 /** Held-back answers are ended first; what is still open after the grace is cut. */
-const stop = (server: NodeHttp.Server | NodeHttps.Server) =>
+const stop = (server: NodeHttp.Server | NodeHttps.Server, sockets: ReadonlySet<Duplex>) =>
   Effect.gen(function* () {
     yield* Effect.flatMap(Closing, (closing) => Deferred.succeed(closing, undefined))
     yield* Effect.async<void>((resume) => {
-      const cut = setTimeout(() => server.closeAllConnections(), GRACE_MS)
+      const cut = setTimeout(() => {
+        for (const socket of sockets) socket.destroy()
+      }, GRACE_MS)
       server.close(() => {
         clearTimeout(cut)
         resume(Effect.void)
@@ -194,6 +214,18 @@ const answerClientError = (
   // Of a request that is not whole the rest is waited for in vain; one that was answered already gets no second answer.
   if (before !== null && !before.req.complete && before.headersSent) return void socket.destroy()
   socket.end(rawAnswer(codeOf(error), "no acceptable HTTP request"))
+}
+
+/**
+ * Node lets go of a connection that asks for a proxy: its errors and its time limits are nobody's from here on, so it
+ * is not left open. One whose earlier request is still worked on gets no answer, which would be taken for that one's.
+ */
+const answerConnect = (socket: Duplex, answer: NodeHttp.ServerResponse | undefined): void => {
+  const late = setTimeout(() => socket.destroy(), GRACE_MS)
+  socket.on("error", () => {})
+  socket.on("close", () => clearTimeout(late))
+  if (answer !== undefined && !answer.writableFinished) return void socket.destroy()
+  socket.end(rawAnswer("METHOD_NOT_ALLOWED", "this is no proxy"), () => socket.destroy())
 }
 
 const endAfter = (answer: NodeHttp.ServerResponse): void => {

@@ -10,8 +10,11 @@ type Kind = keyof typeof limits
 
 const kindOf = (url: string): Kind => {
   if (isOpen(url)) return "probe"
-  return /[?&]wait=/u.test(url) ? "wait" : "work"
+  return isHeldBack.test(url) ? "wait" : "work"
 }
+
+/** The routes that hold an answer back; on any other, `wait` is a word that anybody may write. */
+const isHeldBack = /^\/api\/(?:v1\/operations|v2\/volumes)\/[^/?]+\?(?:.*&)?wait=/u
 
 /** Turns away above the limits, and queues nothing. */
 export const make = () => {

@@ -155,6 +155,9 @@ const versionOf = (path: string) => (path.startsWith("/api/v1/") ? "v1" : "v2")
  * nobody's name.
  */
 export const actor = (headers: IncomingHttpHeaders, path: string, token: string | null): string | null => {
-  const name = headers["volumed-actor"] ?? token ?? versionOf(path)
-  return typeof name === "string" && /^[A-Za-z0-9._@-]{1,64}$/u.test(name) && name !== "apply" ? name : null
+  const name = headers["volumed-actor"]
+  if (name === undefined) return token ?? versionOf(path)
+  if (typeof name !== "string" || !/^[A-Za-z0-9._@-]{1,64}$/u.test(name) || name === "apply") return null
+  // A name is what its bearer says; whose token it came with is known.
+  return token === null ? name : `${token}/${name}`
 }

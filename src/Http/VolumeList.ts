@@ -1,4 +1,4 @@
-import { Effect } from "effect"
+import { Clock, Effect } from "effect"
 import { Reconciler } from "../../reconciler/Reconciler.ts"
 import { Store } from "../../reconciler/Store.ts"
 import type * as Api from "../../schema/Api.ts"
@@ -28,15 +28,24 @@ export const list = Effect.fnUntraced(function* (request: Request) {
 
 const filterOf = (
   query: URLSearchParams
-): Effect.Effect<(declaration: Declaration) => boolean, RequestRefused, PlanAnswer.Site> =>
+): Effect.Effect<(declaration: Declaration) => boolean, RequestRefused, PlanAnswer.Site | Reconciler> =>
   Effect.gen(function* () {
     const paused = yield* optionalFlag(query, "paused")
+    const now = yield* Clock.currentTimeMillis
     const volume_id = query.get("volume_id")
     const attached_to = query.get("attached_to")
     const { appliance_vm_id } = yield* PlanAnswer.Site
-    /** The words by which somebody may ask for where a volume is wanted, or is by our doing. */
-    const places = (spec: Declaration["spec"], { attachment }: Declaration["binding"]) => {
-      const vms: ReadonlyArray<string> = [spec.attached_to ?? [], attachment?.vm_id ?? []].flat()
+    const { inventory } = yield* Effect.flatMap(Reconciler, ({ view }) => view)
+    const seen = new Map(
+      attached_to === null || inventory === null || inventory.cloud._tag === "Unread"
+        ? []
+        : inventory.cloud.value.volumes.map(({ id, vm_id }) => [id, vm_id])
+    )
+    /** The words by which somebody may ask for where a volume is wanted, is by our doing, or was seen last. */
+    const places = (spec: Declaration["spec"], { attachment, volume_id }: Declaration["binding"]) => {
+      const bound = volume_id ?? spec.volume_id
+      const observed = bound === null ? null : seen.get(bound)
+      const vms: ReadonlyArray<string> = [spec.attached_to ?? [], attachment?.vm_id ?? [], observed ?? []].flat()
       const here = vms.includes("appliance") || vms.includes(appliance_vm_id)
       return new Set(here ? [...vms, "appliance", appliance_vm_id] : vms)
     }
@@ -45,16 +54,30 @@ const filterOf = (
       key.startsWith("metadata.") ? [[key.slice("metadata.".length), value] as const] : []
     )
     return ({ spec, binding, set: own }) =>
-      (paused === null || paused === (spec.paused !== null)) &&
+      (paused === null || paused === isPaused(spec, now)) &&
       (volume_id === null || volume_id === (binding.volume_id ?? spec.volume_id)) &&
       (attached_to === null || places(spec, binding).has(attached_to)) &&
       (set === null || set === own) &&
       metadata.every(([key, value]) => Object.hasOwn(spec.metadata, key) && spec.metadata[key] === value)
   })
 
+/** A pause that is over is none, though it stays written. */
+const isPaused = ({ paused }: Declaration["spec"], now: number): boolean =>
+  paused !== null && (paused.until === undefined || Date.parse(paused.until) > now)
+
+/** What only a declaration has: an answer that passed it over would show what was not asked for. */
+const ofDeclarations = (key: string) =>
+  ["condition", "set", "paused", "removed"].includes(key) || key.startsWith("metadata.")
+
 /** Attached data volumes, as seen last, that no living declaration stands behind. */
 const unmanagedPage = (request: Request) =>
   Effect.gen(function* () {
+    const { query } = request
+    const wrong = [...query.keys()].find(ofDeclarations)
+    if (wrong !== undefined) {
+      return yield* refuse("INVALID_REQUEST", `${wrong}: expected only for declared volumes, not beside unmanaged`)
+    }
+    const [volume_id, attached_to] = [query.get("volume_id"), query.get("attached_to")]
     const store = yield* Store
     const reconciler = yield* Reconciler
     const { inventory } = yield* reconciler.view
@@ -64,9 +87,10 @@ const unmanagedPage = (request: Request) =>
     const declared = new Set(
       (yield* store.declarations).flatMap(({ spec, binding }) => [spec.volume_id, binding.volume_id])
     )
-    const items = inventory.cloud.value.volumes.flatMap((volume) =>
-      declared.has(volume.id) ? [] : unmanaged(volume, inventory.appliance_vm_id)
-    )
+    const items = inventory.cloud.value.volumes
+      .flatMap((volume) => (declared.has(volume.id) ? [] : unmanaged(volume, inventory.appliance_vm_id)))
+      .filter((one) => volume_id === null || volume_id === one.volume_id)
+      .filter((one) => [null, one.attached_to, one.on_appliance ? "appliance" : null].includes(attached_to))
     return yield* pageOf(
       request,
       items,

@@ -60,12 +60,13 @@ export const remove = Effect.fnUntraced(function* (request: Request) {
 /** Whether its delete was sent is looked at here for a good answer, and by the store again as it is written. */
 export const undelete = Effect.fnUntraced(function* (request: Request) {
   const name = yield* nameOf(request)
+  const precondition = yield* preconditionOf(request)
   const context = yield* Effect.flatMap(Writes, (writes) => writes.context(request))
   const draft = Effect.gen(function* () {
     const current = yield* stored(name)
-    return single(yield* Declare.undelete([current], name, yield* deletesOf(current), context))
+    return single(yield* Declare.undelete([current], name, yield* deletesOf(current), precondition, context))
   })
-  return yield* answerWrite(request, draft, Declare.unconditional)
+  return yield* answerWrite(request, draft, precondition)
 })
 
 export const get = Effect.fnUntraced(function* (request: Request) {

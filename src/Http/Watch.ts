@@ -11,6 +11,8 @@ import { Closing } from "./Wait.ts"
 const WATCHERS_MAX = 2_000
 /** Events of one reading, and readings that wait for slow watchers. A watcher further behind reads for itself. */
 const PAGE = 1_000
+/** Events that such a watcher holds at once. */
+const OWN_PAGE = 100
 const PAGES_WAITING = 32
 /** What nobody told of is found after this. */
 const LOOK_EVERY_MS = 500
@@ -55,13 +57,13 @@ const make = Effect.gen(function* () {
   const position = yield* Ref.make<number | null>(null)
   const ring = Effect.asVoid(Queue.offer(bell, undefined))
 
-  const read = (after: number) => Effect.map(store.events({ after, limit: PAGE }), pageAfter(after))
+  const read = (after: number, limit: number) => Effect.map(store.events({ after, limit }), pageAfter(after))
 
   const look = Effect.gen(function* () {
     if ((yield* Ref.get(watchers)) === 0) return yield* Ref.set(position, null)
     const after = (yield* Ref.get(position)) ?? (yield* store.eventRange).newest
     const first = (yield* Ref.get(position)) === null
-    const page = yield* read(after)
+    const page = yield* read(after, PAGE)
     yield* Ref.set(position, page.last)
     // The first one says where this begins, also to those who have read up to an earlier place by themselves.
     if (first || page.last > after) yield* PubSub.publish(pages, page)
@@ -95,7 +97,7 @@ const make = Effect.gen(function* () {
         )
         const live = yield* PubSub.subscribe(pages)
         yield* ring
-        return following(id, wanted, Queue.take(live), read, store.eventRange)
+        return following(id, wanted, Queue.take(live), (from) => read(from, OWN_PAGE), store.eventRange)
       })
     )
 
@@ -134,9 +136,10 @@ const following = (
   range: Effect.Effect<Events.Range, StoreUnavailable>
 ): Stream.Stream<Uint8Array> => {
   const catchUp = Effect.fnUntraced(function* (place: Place) {
+    // Asked after the reading: what is kept by then was there for it.
+    const page = yield* read(place.id)
     const kept = yield* range
     if (Events.isPruned(place.id, kept)) return [Chunk.of(text(": events are missing, list again\n\n")), null] as const
-    const page = yield* read(place.id)
     const behind = page.last > place.id && page.last < kept.newest
     return [chosen(page, place.id, wanted), { id: page.last, behind }] as const
   })

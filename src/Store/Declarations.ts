@@ -1,9 +1,11 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import { Effect, Option, Schema } from "effect"
+import { hasClaimed } from "../../reconciler/Call.ts"
 import type { NewEvent, Write } from "../../reconciler/Store.ts"
 import { Binding, type Declaration, Deletion, Spec, unbound } from "../../schema/Declaration.ts"
 import { GenerationConflict, PreconditionLost, StoreUnavailable } from "../../schema/Errors.ts"
 import type { Name, Uid } from "../../schema/Ids.ts"
+import type { Operation } from "../../schema/Operation.ts"
 import * as Dialect from "./Dialect.ts"
 import {
   decodeRows,
@@ -112,8 +114,8 @@ export const make = (session: Session) => {
     })
   })
 
-  /** Inside a transaction. The events are told by the caller, all of its writes at once. */
-  const writeOne = Effect.fnUntraced(function* (write: Write) {
+  /** Inside a transaction. The events are told by the caller, all of its writes at once. `undone`: calls that it cancels. */
+  const writeOne = Effect.fnUntraced(function* (write: Write, undone: ReadonlyArray<Operation>) {
     const found = yield* living(write.name)
     if (write.binding?.volume_id !== undefined && write.binding.volume_id !== null)
       yield* unclaimed(write.binding.volume_id, write.uid)
@@ -124,7 +126,7 @@ export const make = (session: Session) => {
     if (found === null || found.uid !== write.uid || found.generation !== write.expected_generation)
       return yield* conflict(write, found)
     if (write.kind === "undeleted") yield* notBeingDeleted(write.uid)
-    return yield* update(write, found)
+    return yield* update(write, found, undone)
   })
 
   /** Inside a transaction. S4, asked of a bare column: no other living declaration has this volume. */
@@ -163,11 +165,11 @@ export const make = (session: Session) => {
     return { declaration: made, events: eventsOf(write) }
   })
 
-  const update = Effect.fnUntraced(function* (write: Write, found: Declaration) {
+  const update = Effect.fnUntraced(function* (write: Write, found: Declaration, undone: ReadonlyArray<Operation>) {
     const sameWish = sameSpec(write.spec, found.spec) && sameDeletion(write.deletion, found.deletion)
     if (write.generation < found.generation || (write.generation === found.generation && !sameWish))
       return yield* Effect.dieMessage(`a changed wish of ${write.name} needs a generation above ${found.generation}`)
-    const binding = yield* bindingAfter(write, found)
+    const binding = disclaimed(yield* bindingAfter(write, found), undone)
     const sameAside =
       write.set === found.set && sameManagers(write.managers, found.managers) && sameBinding(binding, found.binding)
     if (write.generation === found.generation && sameAside) return { declaration: found, events: [] }
@@ -278,6 +280,10 @@ const conflict = (write: Write, found: Declaration | null) =>
 const eventsOf = ({ kind, name, uid, actor, generation }: Write): ReadonlyArray<NewEvent> => [
   { kind, name, uid, actor, message: `${kind} at generation ${generation}` }
 ]
+
+/** An attachment that was ours for a cancelled call's sake alone is somebody else's again (S23). */
+const disclaimed = (binding: Binding, undone: ReadonlyArray<Operation>): Binding =>
+  undone.some((call) => hasClaimed(call, binding.attachment)) ? { ...binding, attachment: null } : binding
 
 const sameManagers = (a: Write["managers"], b: Write["managers"]) => {
   const keys = Object.keys(a)

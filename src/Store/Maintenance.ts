@@ -33,24 +33,26 @@ export const make = (session: Session, { declarations }: Pick<Declarations, "dec
 
   const maintenance = Effect.suspend(() => (known === undefined ? session.alone(load) : Effect.succeed(known)))
 
-  const setMaintenance = (next: Maintenance | null, withheld: ReadonlyArray<Withheld> = []) =>
+  const setMaintenance = (next: Maintenance | null, withheld: ReadonlyArray<Withheld> = [], standing?: Maintenance) =>
     writing(
       session,
       Effect.gen(function* () {
         const before = yield* load
-        if (isSame(before, next)) return
+        if (standing !== undefined && !isSame(before, standing)) return before
+        if (isSame(before, next)) return next
         yield* sql`DELETE FROM maintenance`
         if (next !== null) yield* sql`INSERT INTO maintenance ${sql.insert(toRow(next))}`
         yield* withhold(withheld)
         yield* session.tell([eventOf(before, next)])
+        return next
       }),
-      () => {
-        known = next
+      (standing) => {
+        known = standing
       },
       () => {
         known = undefined
       }
-    )
+    ).pipe(Effect.asVoid)
 
   /** Inside a transaction. What lapsed by a later write of its declaration goes on the way. */
   const withhold = Effect.fnUntraced(function* (withheld: ReadonlyArray<Withheld>) {

@@ -1,10 +1,11 @@
 import { Effect, Schema } from "effect"
+import { without } from "../../reconciler/Call.ts"
 import * as Intent from "../../reconciler/Intent.ts"
 import type { Advance, NewCall } from "../../reconciler/Store.ts"
 import { Action } from "../../schema/Action.ts"
 import type { Declaration } from "../../schema/Declaration.ts"
 import { GenerationConflict, PreconditionLost, StoreUnavailable } from "../../schema/Errors.ts"
-import { OperationId } from "../../schema/Ids.ts"
+import { OperationId, type Uid } from "../../schema/Ids.ts"
 import { hasEnded, isCall, type Operation, type OperationType } from "../../schema/Operation.ts"
 import type { Declarations, Learned } from "./Declarations.ts"
 import { decodeRows, fromOperation, now, OperationRow, type Session, writing } from "./Rows.ts"
@@ -105,9 +106,11 @@ export const make = (session: Session, declarations: Declarations) => {
     yield* session.tell([{ ...aboutOf(operation), kind, message }])
   })
 
-  /** Inside a transaction. */
-  const accept = Effect.fnUntraced(function* (call: NewCall) {
-    const { id, type, volume_id, vm_id, request, name, uid, generation, actor, wish, deadline_at } = call
+  /** Inside a transaction. `undone`: the calls that end as this one comes. */
+  const accept = Effect.fnUntraced(function* (call: NewCall, undone: ReadonlyArray<Operation>) {
+    const { id, type, volume_id, vm_id, request, name, uid, generation, actor, deadline_at } = call
+    const before = undone.flatMap((other) => (other.uid === uid && other.wish !== null ? [other.wish] : []))
+    const wish = before.reduceRight(without, call.wish)
     const asked = { id, type, volume_id, vm_id, request, name, uid, generation, actor, wish, deadline_at }
     const operation: Operation = { ...(yield* blank), ...asked, cause: "api" }
     yield* insert(operation, "call_accepted", volume_id === "" ? type : `${type} of volume ${volume_id}`)
@@ -119,7 +122,25 @@ export const make = (session: Session, declarations: Declarations) => {
     if (!isCall(found)) return yield* Effect.dieMessage(`${id} is no call: only observation ends an action`)
     if (hasEnded(found) && Transition.isSame(found, Transition.apply(found, advance)))
       return yield* new PreconditionLost({ detail: `call ${id} has ended as ${found.status}` })
-    yield* moveFrom(found, advance)
+    return yield* moveFrom(found, advance)
+  })
+
+  /** Inside a transaction. Those that came after it find what it found, not what it wished. */
+  const disown = Effect.fnUntraced(function* (undone: Operation) {
+    const rows = yield* sql`SELECT * FROM volume_operations
+      WHERE open_call_uid = ${undone.uid} AND status IN ('pending', 'executing')`
+    for (const call of yield* decodeRows(session, "volume_operations", OperationRow, rows)) {
+      if (call.wish === null || undone.wish === null) continue
+      const moved = { ...call, wish: without(call.wish, undone.wish) }
+      if (Transition.isSame(call, moved)) continue
+      yield* sql`UPDATE volume_operations SET ${sql.update(fromOperation(moved), ["id"])} WHERE id = ${call.id}`
+    }
+  })
+
+  /** Inside a transaction. Actions on this declaration whose outcome is not known. */
+  const underWay = Effect.fnUntraced(function* (uid: Uid) {
+    const rows = yield* sql`SELECT * FROM volume_operations WHERE unresolved_uid = ${uid}`
+    return yield* decodeRows(session, "volume_operations", OperationRow, rows)
   })
 
   /** Inside a transaction. */
@@ -167,7 +188,7 @@ export const make = (session: Session, declarations: Declarations) => {
       declarations.forget
     ).pipe(Effect.map(({ operation }) => operation))
 
-  return { intend, advance, settle, accept, end, move }
+  return { intend, advance, settle, accept, end, move, disown, underWay }
 }
 
 export type Operations = ReturnType<typeof make>

@@ -133,8 +133,8 @@ export const fromOperation = (operation: Operation) => ({
   open_call_uid: isCall(operation) && isOpen(operation) ? operation.uid : null
 })
 
-/** A failed call stays open until its wish is wholly taken back. */
-const isOpen = (call: Operation) => !hasEnded(call) || (call.status === "failed" && call.phase === "uncertain")
+/** A failed or cancelled call stays open until its wish is wholly taken back. */
+const isOpen = (call: Operation) => !hasEnded(call) || (call.status !== "completed" && call.phase === "uncertain")
 
 export const ConditionsRow = Schema.Struct({ uid: Uid, conditions: Schema.parseJson(Schema.Array(Condition)) })
 

@@ -8,6 +8,7 @@ export const apply = (found: Operation, advance: Advance): Operation => ({
   phase: advance.phase,
   status: advance.status,
   job_id: advance.job_id === undefined ? found.job_id : advance.job_id,
+  vm_id: advance.vm_id ?? found.vm_id,
   volume_id: advance.volume_id ?? found.volume_id,
   response: advance.response ?? found.response,
   error: advance.error ?? found.error,
@@ -27,7 +28,7 @@ const refusalOfCall = (found: Operation, next: Operation): string | null => {
   if (!hasEnded(found))
     return found.status === "executing" && next.status === "pending" ? `call ${found.id} is executing already` : null
   const noted =
-    found.status === "failed" && found.phase === "uncertain" && isSame(found, { ...next, phase: found.phase })
+    found.status !== "completed" && found.phase === "uncertain" && isSame(found, { ...next, phase: found.phase })
   return noted ? null : ended(found)
 }
 

@@ -5,13 +5,14 @@ import * as Os from "node:os"
 import * as Path from "node:path"
 import type { TLSSocket } from "node:tls"
 import * as HttpApi from "@effect/platform/HttpApi"
+import * as OpenApi from "@effect/platform/OpenApi"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Either } from "effect"
+import { Effect, Either, Exit, Fiber, Scope } from "effect"
 import { Api } from "../../schema/Routes.ts"
 import * as Tokens from "../../src/Http/Tokens.ts"
 import * as Child from "../Cli/Child.ts"
 import * as Identity from "./Identity.ts"
-import { send, start } from "./support.ts"
+import { send, start, type Started } from "./support.ts"
 import { assertErrorBody, received, speak } from "./Wire.ts"
 
 const reader = "reader-AAAAAAAAAAAAAAAAAAAAAA"
@@ -151,7 +152,7 @@ describe("routes with a token file (e1)", () => {
     })
   )
 
-  it.scopedLive("name the token in the history, where the caller names nobody else", () =>
+  it.scopedLive("name the token in the history, and after it whom the caller names", () =>
     Effect.gen(function* () {
       const nameless = "nameless-DDDDDDDDDDDDDDDDDDDD"
       const { url, world } = yield* startWith(usual + lines(["read-write", nameless]))
@@ -164,7 +165,7 @@ describe("routes with a token file (e1)", () => {
         world.events.map(({ name, actor }) => [name, actor]),
         [
           ["a", "operator"],
-          ["b", "mary"],
+          ["b", "operator/mary"],
           ["c", `token-${hash(nameless).slice(0, 8)}`]
         ]
       )
@@ -314,6 +315,9 @@ describe("without tokens (e1)", () => {
         assert.strictEqual(yield* status(host), 403, host)
       assert.strictEqual(yield* status(null), 400)
       assert.strictEqual(yield* status(null, "1.0"), 200)
+      const { paths } = OpenApi.fromApi(Api)
+      for (const path of ["/health", "/api/v1/health", "/livez", "/readyz"])
+        assert.property(paths[path]?.get?.responses, "403", path)
     })
   )
 
@@ -425,6 +429,23 @@ describe("the start (e1)", () => {
       const foreign = yield* get({ headers: { origin: url.replace("https:", "http:") } })
       assert.strictEqual(foreign.status, 403)
       assert.strictEqual(yield* speak(addresses[0]?.port ?? 0, "GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"), "")
+    })
+  )
+
+  it.scopedLive("ends a connection that shakes no hands, and stops beside one (X5, P3)", () =>
+    Effect.gen(function* () {
+      const tls = { cert_file: yield* file(Identity.cert), key_file: yield* file(Identity.key) }
+      const portOf = ({ addresses }: Started) => addresses[0]?.port ?? 0
+      const impatient = portOf(yield* start({ tls, connection: { headers_ms: 300 } }))
+      // Nothing, the beginning of a hello, and a client that speaks no TLS.
+      for (const hello of ["", "\u0016\u0003\u0001", "GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"])
+        yield* speak(impatient, hello).pipe(Effect.timeout("10 seconds"))
+      const scope = yield* Scope.make()
+      const patient = portOf(yield* Scope.extend(start({ tls, connection: { headers_ms: 30_000 } }), scope))
+      const silent = yield* Effect.fork(speak(patient, "\u0016"))
+      yield* Effect.sleep(50)
+      yield* Scope.close(scope, Exit.void).pipe(Effect.timeout("10 seconds"))
+      assert.strictEqual(yield* Fiber.join(silent), "")
     })
   )
 

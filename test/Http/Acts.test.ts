@@ -195,6 +195,37 @@ describe("POST /api/v2/volumes/{name}/accept", () => {
   )
 })
 
+describe("accepting while somebody else writes", () => {
+  it.scopedLive("leaves to them what they wrote after the volume was looked at", () =>
+    Effect.gen(function* () {
+      const { url, client, world } = yield* start()
+      yield* client.put("a", wish)
+      declared(world)
+      const inventory = seen({ vm_id: otherVm })
+      let meanwhile = () => {
+        world.declarations = world.declarations.map((one) => ({
+          ...one,
+          generation: one.generation + 1,
+          spec: { ...one.spec, attached_to: null }
+        }))
+        meanwhile = () => {}
+      }
+      Object.defineProperty(world, "inventory", {
+        get: () => {
+          meanwhile()
+          return inventory
+        }
+      })
+      const late = yield* act(url, "a", "accept")
+      assert.deepStrictEqual([late.status, late.body["code"]], [409, "CONFLICT"])
+      assert.isNull(specOf(world).attached_to, "what is not ours to decide stays so")
+      assert.strictEqual((yield* act(url, "a", "accept", { headers: { "if-match": '"1"' } })).status, 412)
+      assert.strictEqual((yield* act(url, "a", "accept")).status, 200)
+      assert.isNull(specOf(world).attached_to)
+    })
+  )
+})
+
 describe("accepting drift on a whole daemon", () => {
   it.scopedLive("ends the drift where it is, and nothing moves", () =>
     Effect.gen(function* () {

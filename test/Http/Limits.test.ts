@@ -145,6 +145,20 @@ describe("requests at once (S22, e7)", () => {
     })
   )
 
+  it.scopedLive("do not get the places of those that wait by a word in their query", () =>
+    Effect.gen(function* () {
+      const { url, world } = yield* start()
+      const gate = yield* latch
+      world.inWrite = gate.wait
+      const create = (index: number) =>
+        send(`${url}/api/v1/volumes?wait=1s`, { method: "POST", json: { name: `v-${index}`, size: 2 ** 30 } })
+      const answers = yield* crowd(create, 300)
+      yield* gate.open
+      const away = assertTurnedAway(yield* answers)
+      assert.strictEqual(world.declarations.length, 300 - away)
+    })
+  )
+
   it.scopedLive("are refused at once while the database is away, and all is well when it is back (B1)", () =>
     Effect.gen(function* () {
       const { url, world } = yield* start()

@@ -162,6 +162,7 @@ describe("a maintenance of a whole daemon", () => {
           assert.strictEqual(during[command], before[command], command)
         }
 
+        assert.deepStrictEqual((yield* client.endMaintenanceDryRun).changed.map(String), ["leaving"])
         const { withheld, maintenance } = yield* client.endMaintenance
         assert.strictEqual(maintenance, null)
         assert.sameMembers(
@@ -171,6 +172,7 @@ describe("a maintenance of a whole daemon", () => {
         assert.strictEqual(new Set(withheld.map(({ digest }) => digest)).size, 1)
         yield* isReady("fresh")
         assert.ok(yield* vmOf, "it waits, while what takes nothing away runs")
+        assert.deepStrictEqual((yield* client.endMaintenanceDryRun).changed, [], "there is none to end any more")
 
         yield* client.approve(withheld[0]?.digest ?? "")
         yield* Effect.repeat(vmOf, { until: (vm) => vm === null, schedule: Schedule.spaced("50 millis") })

@@ -1,6 +1,6 @@
 import * as Net from "node:net"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect } from "effect"
+import { Effect, Exit, Scope } from "effect"
 import { latch, send, start } from "./support.ts"
 import { assertErrorBody, received, speak } from "./Wire.ts"
 
@@ -235,6 +235,41 @@ describe("a connection (X5, e2)", () => {
       })
       assert.strictEqual(received(half)[0]?.status, 200)
     })
+  )
+
+  it.live(
+    "that asks for a proxy is ended whatever its client does, and holds up neither the daemon nor its stop (X5)",
+    () =>
+      Effect.gen(function* () {
+        const scope = yield* Scope.make()
+        const { addresses, url, world } = yield* Scope.extend(start(), scope)
+        const port = addresses[0]?.port ?? 0
+        const connect = "CONNECT db:3306 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        // Gone before its answer is: an error that nobody listens to ends the process.
+        for (let index = 0; index < 20; index++)
+          yield* Effect.async<void>((resume) => {
+            const socket = Net.connect(port, "127.0.0.1", () => {
+              socket.write(connect)
+              setTimeout(() => socket.resetAndDestroy(), index % 3)
+            })
+            socket.on("error", () => {}).on("close", () => resume(Effect.void))
+          })
+        assert.strictEqual((yield* send(`${url}/livez`)).status, 200)
+        // Never ends its own side, and reads on.
+        const open = Net.connect({ port, host: "127.0.0.1", allowHalfOpen: true })
+        const heard = new Promise((resolve) => open.on("end", resolve))
+        open.on("error", () => {}).resume()
+        open.write(connect)
+        yield* Effect.promise(() => heard)
+        // Nor is its refusal taken for the answer to what was sent before it.
+        const gate = yield* latch
+        world.inWrite = gate.wait
+        const confused = yield* speak(port, `${put}Content-Length: 14\r\n\r\n{"size":"1Gi"}`, connect)
+        assert.strictEqual(confused, "")
+        yield* gate.open
+        yield* Scope.close(scope, Exit.void).pipe(Effect.timeout("10 seconds"))
+        open.destroy()
+      })
   )
 
   it.scopedLive("beyond the highest number of them is not taken, and those before go on (S22)", () =>

@@ -232,6 +232,21 @@ describe("requests that are refused", () => {
       const missing = yield* send(`${url}/api/v2/volumes/my-device-timeout`)
       assert.strictEqual(missing.status, 404)
       assert.notMatch(String(missing.body["error"]), /timeout|device/)
+      assert.deepInclude(missing.body["details"], { problem: "my-device-timeout is not declared" })
+    })
+  )
+
+  it.scopedLive("does not take a dry run, which version 1 does not have, for the write itself", () =>
+    Effect.gen(function* () {
+      const { url, world } = yield* start()
+      const create = { name: "a", size: 2 ** 30 }
+      for (const query of ["dry_run=true", "dry_run", "x=1&dry_run=1", "dry_run=false"]) {
+        const { status, body } = yield* send(`${url}/api/v1/volumes?${query}`, { method: "POST", json: create })
+        assert.strictEqual(status, 400, query)
+        assertErrorBody(body, "INVALID_REQUEST")
+      }
+      assert.deepStrictEqual([world.declarations, world.operations], [[], []])
+      assert.strictEqual((yield* send(`${url}/api/v1/volumes?x=1`, { method: "POST", json: create })).status, 201)
     })
   )
 })
@@ -387,6 +402,28 @@ describe("listening", () => {
       assert.strictEqual((yield* Fiber.join(waiting)).name, "a")
       idle.destroy()
       assert.strictEqual((yield* Effect.flip(client.volume("a")))._tag, "ServerUnreachable")
+    })
+  )
+
+  it.live("stops on all of its addresses at once, so that their graces do not add up (P3)", () =>
+    Effect.gen(function* () {
+      const scope = yield* Scope.make()
+      const listen = ["127.0.0.1", "127.0.0.2", "127.0.0.3"].map((host) => ({ host, port: 0 }))
+      const { addresses } = yield* Scope.extend(start({ listen }), scope)
+      const connect = ({ host, port }: (typeof addresses)[number]) =>
+        Effect.async<Net.Socket | null>((resume) => {
+          const socket = Net.connect(port, host, () => resume(Effect.succeed(socket)))
+          socket.on("error", () => resume(Effect.succeed(null)))
+        })
+      // In the middle of a request, which is waited for as long as the grace is.
+      const busy = yield* Effect.forEach(addresses, connect)
+      for (const socket of busy) socket?.write("GET /livez HTTP/1.1\r\nHost: ")
+      const cut = Promise.race(busy.map((socket) => new Promise((resolve) => socket?.on("close", resolve))))
+      yield* Effect.sleep(50)
+      const stopping = yield* Effect.fork(Scope.close(scope, Exit.void))
+      yield* Effect.promise(() => cut)
+      assert.deepStrictEqual(yield* Effect.forEach(addresses, connect), [null, null, null])
+      yield* Fiber.join(stopping)
     })
   )
 })

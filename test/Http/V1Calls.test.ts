@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Effect } from "effect"
+import { Effect, Schema } from "effect"
 import { Store } from "../../reconciler/Store.ts"
+import { OperationAnswer } from "../../schema/Api.ts"
 import * as SimulatedNbd from "../../src/Simulation/Nbd.ts"
 import * as Cloud from "../support/Cloud.ts"
 import * as Lab from "./V1Lab.ts"
@@ -12,6 +13,8 @@ const dataDisks = (lab: Cloud.Lab) =>
   Effect.map(truth(lab), ({ volumes }) => volumes.filter(({ type }) => type === "DATADISK"))
 
 const calls = (lab: Cloud.Lab, command: string) => Effect.map(truth(lab), (world) => world.calls[command] ?? 0)
+
+const listed = Schema.decodeUnknownSync(Schema.Array(OperationAnswer))
 
 describe("Creating a volume", () => {
   const body = { name: "pgtest2 disk 0", size: 5 * GIB, metadata: { job: "7", vm: "pgtest2" } }
@@ -168,6 +171,13 @@ describe("Deleting", () => {
         const end = yield* completed(api, remove(api, id))
         assert.isBelow(end.took, 55_000)
         assert.isUndefined(yield* whereIs(lab, id))
+        const all = listed((yield* api.send("GET", `/operations?volume_id=${id}`)).body)
+        assert.includeMembers(
+          all.map(({ type }) => type),
+          ["unexport", "detach", "delete"]
+        )
+        // What went well in the end bears no error, whatever was in its way.
+        for (const { error, id, status } of all) assert.deepStrictEqual([status, error], ["completed", undefined], id)
         assert.lengthOf(lab.nbd.file, 0)
         assert.lengthOf(yield* (yield* Store).declarations, 0)
         assert.strictEqual((yield* api.send("GET", `/volumes/${id}`)).status, 404)
@@ -339,12 +349,26 @@ describe("A test failover, as the old services do it", () => {
         const id = yield* existing(lab, "theirs", testVm)
         const cleanup = (test_vm_id: string) =>
           api.send("POST", "/cleanup/test-failover", { test_vm_id, volume_id: id })
-        const wrong = yield* failed(api, cleanup(otherVm))
-        assert.include(wrong.error, testVm)
+        const wrong = yield* cleanup(otherVm)
+        assert.strictEqual(wrong.status, 409)
+        assert.include(JSON.stringify(wrong.body), testVm)
         assert.strictEqual(yield* whereIs(lab, id), testVm)
         yield* completed(api, cleanup(testVm))
         assert.strictEqual(yield* whereIs(lab, id), appliance)
         yield* quiet(lab)
+      })
+    )
+  })
+
+  it.effect("is not ended by a cleanup that names the VM of an earlier one", () => {
+    const lab = Cloud.make()
+    return Lab.run(lab, (api) =>
+      Effect.gen(function* () {
+        const id = yield* created(api, "disk-0")
+        yield* completed(api, attach(api, id, otherVm))
+        const late = yield* api.send("POST", "/cleanup/test-failover", { test_vm_id: testVm, volume_id: id })
+        assert.strictEqual(late.status, 409)
+        assert.strictEqual(yield* whereIs(lab, id), otherVm)
       })
     )
   })

@@ -79,6 +79,7 @@ describe("GET /api/v1/volumes", () => {
         assert.isAtLeast(attached_at, began)
         // What ended the call is in what is answered next, and says when it was seen.
         assert.isAtLeast(Date.parse(String(here.cloudstack_data["observed_at"])), began)
+        assert.match(String(here.cloudstack_data["created_at"]), /^2026-03-01T12:00:\d\d\.\d{3}Z$/u)
         assert.strictEqual(here.last_operation?.parent_id ?? here.last_operation?.id, call.id)
         const mapping = yield* get(api, Api.V1DeviceMapping, `/volumes/${id}/device`)
         assert.strictEqual(mapping.attached_at, here.attached_at)
@@ -190,6 +191,24 @@ describe("GET /api/v1/exports", () => {
         assert.deepStrictEqual(exports, [one])
         assert.deepInclude(server, { host: "127.0.0.1", port: 10809, state: "running" })
         assert.strictEqual(one.name, one.export_name)
+      })
+    )
+  })
+
+  it.effect("says of one whose volume is elsewhere that it is, not that its name is unknown", () => {
+    const lab = Cloud.make()
+    return Lab.run(lab, (api) =>
+      Effect.gen(function* () {
+        const id = yield* created(api, "disk-0")
+        yield* completed(api, attach(api, id, appliance))
+        yield* completed(api, detach(api, id))
+        const loose = yield* get(api, Api.ExportAnswer, `/exports/${id}`)
+        assert.deepInclude(loose, { wanted: true, configured: false, served: false, status: "pending" })
+        assert.strictEqual(loose.problem, "the volume is not on the appliance")
+        yield* completed(api, attach(api, id, testVm))
+        assert.strictEqual((yield* get(api, Api.ExportAnswer, `/exports/${id}`)).problem, loose.problem)
+        yield* completed(api, attach(api, id, appliance))
+        assert.deepInclude(yield* get(api, Api.ExportAnswer, `/exports/${id}`), { served: true, problem: null })
       })
     )
   })

@@ -277,6 +277,34 @@ describe("What is not volumed's to do", () => {
     )
   })
 
+  it.effect("is no delete of what its VM lost since: it is nowhere, and nobody is sent to a VM for it (S6)", () => {
+    const lab = Cloud.make()
+    return Lab.run(lab, (api) =>
+      Effect.gen(function* () {
+        const [seen, unseen, repaired, again] = yield* Effect.forEach(["seen", "unseen", "repaired", "again"], (name) =>
+          created(api, name)
+        )
+        const all = [seen, unseen, repaired, again].map(String)
+        yield* Effect.forEach(all, (id) => completed(api, attach(api, id, testVm)))
+        yield* v2(api, "PATCH", `/volumes/${yield* nameOf(String(repaired))}`, { on_drift: "repair" })
+        const lose = (id: unknown) => Lab.operate(lab, { act: "detach", volume_id: String(id) })
+        yield* lose(seen)
+        yield* Cloud.pass(70_000)
+        yield* completed(api, remove(api, String(seen)))
+        assert.isUndefined(yield* Lab.whereIs(lab, String(seen)))
+        yield* Effect.forEach([unseen, repaired, again], lose)
+        yield* completed(api, remove(api, String(unseen)))
+        // Where an attach may be on its way, of the declaration or of a call, that is what the refusal says.
+        yield* Lab.accepted(attach(api, String(again), testVm))
+        for (const id of [repaired, again]) {
+          const refusal = yield* refused(remove(api, String(id)), 409, "CONFLICT")
+          assert.include(refusal.error, `on its way to VM ${testVm}`)
+        }
+        yield* Lab.quiet(lab)
+      })
+    )
+  })
+
   it.effect("is a delete beyond the budget of the hour: nothing of it is stored (S6, S17)", () => {
     const lab = Cloud.make()
     return Lab.run(

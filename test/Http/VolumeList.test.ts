@@ -1,10 +1,36 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import type * as Api from "../../schema/Api.ts"
-import { VolumeId } from "../../schema/Ids.ts"
-import { appliance, GIB, offering, otherVm, send, start, zone } from "./support.ts"
+import { type VmId, VolumeId } from "../../schema/Ids.ts"
+import type { CloudVolume } from "../../schema/Inventory.ts"
+import { appliance, GIB, offering, otherVm, send, start, type World, zone } from "./support.ts"
 
 const volumeId = VolumeId.make("c6ef61d1-300f-442a-86e5-000000000001")
+
+const volume = (id: VolumeId, vm_id: VmId | null): CloudVolume => ({
+  id,
+  name: "foreign",
+  type: "DATADISK",
+  state: "Ready",
+  size: GIB,
+  vm_id,
+  vm_name: vm_id,
+  vm_state: vm_id === null ? null : "Running",
+  device_id: vm_id === null ? null : 1,
+  zone_id: zone,
+  disk_offering_id: offering,
+  created_at: null,
+  tags: [],
+  job_id: null,
+  delete_protection: false
+})
+
+/** What CloudStack lists, from now on. */
+const shows = (world: World, ...volumes: ReadonlyArray<CloudVolume>) => {
+  const { inventory } = world
+  assert.ok(inventory !== null && inventory.cloud._tag === "Known")
+  world.inventory = { ...inventory, cloud: { ...inventory.cloud, value: { ...inventory.cloud.value, volumes } } }
+}
 
 describe("GET /api/v2/volumes", () => {
   it.scopedLive("pages in bytewise order and tells the newest event it contains", () =>
@@ -94,49 +120,64 @@ describe("GET /api/v2/volumes", () => {
 
   it.scopedLive("shows attached volumes nobody declared", () =>
     Effect.gen(function* () {
-      const { client, world } = yield* start()
-      const inventory = world.inventory
-      assert.ok(inventory !== null && inventory.cloud._tag === "Known")
-      const volume = (id: string, vm_id: string | null, type = "DATADISK") => ({
-        id: VolumeId.make(id),
-        name: "foreign",
-        type,
-        state: "Ready",
-        size: GIB,
-        vm_id: vm_id === null ? null : appliance,
-        vm_name: "oma",
-        vm_state: "Running",
-        device_id: 1,
-        zone_id: zone,
-        disk_offering_id: offering,
-        created_at: null,
-        tags: [],
-        job_id: null,
-        delete_protection: false
-      })
-      const foreign = "c6ef61d1-300f-442a-86e5-000000000002"
-      world.inventory = {
-        ...inventory,
-        cloud: {
-          ...inventory.cloud,
-          value: {
-            ...inventory.cloud.value,
-            volumes: [
-              volume(volumeId, appliance),
-              volume(foreign, appliance),
-              volume("c6ef61d1-300f-442a-86e5-000000000003", null),
-              volume("c6ef61d1-300f-442a-86e5-000000000004", appliance, "ROOT")
-            ]
-          }
-        }
-      }
+      const { client, world, url } = yield* start()
+      const foreign = VolumeId.make("c6ef61d1-300f-442a-86e5-000000000002")
+      const elsewhere = VolumeId.make("c6ef61d1-300f-442a-86e5-000000000005")
+      shows(
+        world,
+        volume(volumeId, appliance),
+        volume(foreign, appliance),
+        volume(VolumeId.make("c6ef61d1-300f-442a-86e5-000000000003"), null),
+        { ...volume(VolumeId.make("c6ef61d1-300f-442a-86e5-000000000004"), appliance), type: "ROOT" },
+        volume(elsewhere, otherVm)
+      )
       yield* client.put("a", { volume_id: volumeId })
       const { items } = yield* client.unmanaged()
       assert.deepStrictEqual(
-        items.map(({ volume_id }) => volume_id),
-        [VolumeId.make(foreign)]
+        items.map(({ volume_id, on_appliance }) => [volume_id, on_appliance]),
+        [
+          [foreign, true],
+          [elsewhere, false]
+        ]
       )
-      assert.isTrue(items[0]?.on_appliance)
+      const ids = (query: string) =>
+        Effect.map(send(`${url}/api/v2/volumes?unmanaged=true&${query}`), ({ body }) =>
+          (body["items"] as ReadonlyArray<{ readonly volume_id: string }>).map(({ volume_id }) => volume_id)
+        )
+      assert.deepStrictEqual(yield* ids(`attached_to=${otherVm}`), [elsewhere])
+      assert.deepStrictEqual(yield* ids("attached_to=appliance"), [foreign])
+      assert.deepStrictEqual(yield* ids(`volume_id=${elsewhere}`), [elsewhere])
+      for (const query of ["set=s1", "paused=false", "removed=true", "condition=Ready:True", "metadata.job=x"]) {
+        const refused = yield* send(`${url}/api/v2/volumes?unmanaged=true&${query}`)
+        assert.strictEqual(refused.status, 400, `${query} is of what is declared`)
+      }
+    })
+  )
+
+  it.scopedLive("finds an adopted volume by the VM it is seen on, whoever put it there", () =>
+    Effect.gen(function* () {
+      const { client, world } = yield* start()
+      yield* client.put("a", { volume_id: volumeId })
+      shows(world, volume(volumeId, otherVm))
+      const names = (attached_to: string) =>
+        Effect.map(client.volumes({ attached_to }), ({ items }) => items.map(({ name }) => `${name}`))
+      assert.deepStrictEqual(yield* names(otherVm), ["a"])
+      assert.deepStrictEqual(yield* names("appliance"), [])
+      shows(world, volume(volumeId, appliance))
+      assert.deepStrictEqual(yield* names("appliance"), ["a"])
+    })
+  )
+
+  it.scopedLive("counts a pause that is over as none", () =>
+    Effect.gen(function* () {
+      const { client } = yield* start()
+      const paused = (until: string) => ({ size: "1Gi", paused: { reason: "r", by: "b", until } })
+      yield* client.put("over", paused("2020-01-01T00:00:00Z"))
+      yield* client.put("going-on", paused("2999-01-01T00:00:00Z"))
+      const names = (paused: boolean) =>
+        Effect.map(client.volumes({ paused }), ({ items }) => items.map(({ name }) => `${name}`))
+      assert.deepStrictEqual(yield* names(true), ["going-on"])
+      assert.deepStrictEqual(yield* names(false), ["over"])
     })
   )
 })

@@ -410,6 +410,12 @@ describe("DELETE and undelete", () => {
       world.operations = [operation(only(world), { phase: "refused", status: "failed" })]
       yield* client.undelete("a")
       yield* client.delete("a")
+      // The row of a version 1 call deletes nothing itself.
+      world.operations = [operation(only(world), { phase: "settled", status: "failed", cause: "api" })]
+      yield* client.undelete("a")
+      yield* client.delete("a")
+      const stale = { method: "POST", headers: { "if-match": '"1"' } }
+      assert.strictEqual((yield* send(`${url}/api/v2/volumes/a/undelete`, stale)).status, 412)
       for (const phase of ["intended", "submitted", "accepted", "uncertain", "settled"] as const) {
         world.operations = [operation(only(world), { phase, status: phase === "settled" ? "completed" : "executing" })]
         const refused = yield* Effect.flip(client.undelete("a"))

@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Chunk, Context, Effect, Exit, Fiber, Layer, Option, PubSub, Schema, Scope, Stream, TestClock } from "effect"
+import { Store } from "../../reconciler/Store.ts"
 import * as Api from "../../schema/Api.ts"
 import * as Watch from "../../src/Http/Watch.ts"
 import * as Site from "./Site.ts"
@@ -227,6 +228,34 @@ describe("the hub", () => {
       }
       world.events = world.events.slice(50)
       assert.deepStrictEqual(yield* pull, [": events are missing, list again\n\n"])
+    })
+  )
+
+  it.scoped("ends a watcher whose events were pruned while they were read, rather than leave a gap", () =>
+    Effect.gen(function* () {
+      const world = makeWorld()
+      const around = yield* Layer.build(ports(world, yield* PubSub.sliding<void>(16)))
+      let pruning = false
+      const prune = Effect.sync(() => {
+        if (pruning) world.events = world.events.slice(50)
+        pruning = false
+      })
+      const store = Context.get(around, Store)
+      const racing = Store.of({
+        ...store,
+        events: (filter) => Effect.zipLeft(store.events(filter), prune),
+        eventRange: Effect.zipLeft(store.eventRange, prune)
+      })
+      const services = yield* Layer.build(
+        Watch.layer.pipe(Layer.provide(Layer.succeedContext(Context.add(around, Store, racing))))
+      )
+      const pull = yield* pulled(Context.get(services, Watch.Hub).after(0, () => true))
+      yield* pull
+      for (let index = 1; index <= 60; index++) tell(world, { kind: "changed", name: "a" })
+      yield* TestClock.adjust("1 second")
+      pruning = true
+      assert.deepStrictEqual(yield* pull, [": events are missing, list again\n\n"])
+      assert.isFalse(pruning)
     })
   )
 

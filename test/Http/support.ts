@@ -381,6 +381,7 @@ const reconciler = (world: World, changes: PubSub.PubSub<void>) =>
       }),
     view: Effect.sync((): View => ({ ...Views.blank, inventory: world.inventory })),
     status: (declaration) => Effect.sync(() => statusOf(world, declaration)),
+    connections: Effect.sync(() => (world.inventory?.nbd._tag === "Known" ? world.inventory.nbd.value.holders : [])),
     sync: Effect.suspend(() => (world.databaseDown ? Effect.fail(down) : Effect.as(world.onSync, summary))),
     poke: (uids) => Effect.sync(() => void (world.poked = [...world.poked, ...uids])),
     changes: Stream.fromPubSub(changes)

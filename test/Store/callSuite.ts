@@ -168,6 +168,61 @@ export const callSuite = (test: Test) => {
     )
 
     test(
+      "that came to nothing leaves no trace in what later ones find: neither its wish nor its claim (S23)",
+      Effect.gen(function* () {
+        const store = yield* Store
+        const away = (before: "appliance" | null) =>
+          ({ spec: { attached_to: "none" }, before: { attached_to: before }, remove: false }) as const
+        const detaching = (n: number, before: "appliance" | null) =>
+          call(1, { call: n, type: "detach", vm_id: null, wish: away(before) })
+        const foreign = { vm_id: vm, as: "data", settled: false } as const
+        const befores = Effect.map(store.calls, (open) => open.map(({ id, wish }) => [id, wish?.before.attached_to]))
+        yield* store.write([write(1, { spec: spec({ attached_to: "none" }), binding: bindingOf(1) })], {
+          calls: [detaching(1, null)]
+        })
+        const binding = bindingOf(1, { attachment: foreign })
+        yield* store.settle(callId(1), { phase: "intended", status: "pending", vm_id: vm }, { uid: uidOf(1), binding })
+        const back = { spec: { attached_to: "appliance" }, before: { attached_to: "none" }, remove: false } as const
+        yield* store.write([next(2)], { calls: [call(1, { call: 2, wish: back })] })
+        assert.deepStrictEqual(yield* befores, [[callId(2), null]])
+        assert.isNull((yield* store.declarations)[0]?.binding.attachment)
+        yield* store.write([], {
+          calls: [call(1, { call: 3, wish: { ...back, before: { attached_to: "appliance" } } })]
+        })
+        yield* store.write([], { ends: [{ id: callId(2), advance: { ...done, status: "failed" } }] })
+        assert.deepStrictEqual(yield* befores, [[callId(3), null]])
+      })
+    )
+
+    test(
+      "is not taken back in the belief that nothing was sent for it, when an action was begun meanwhile (S9)",
+      Effect.gen(function* () {
+        const store = yield* Store
+        yield* store.write([write(1)], { calls: [call(1)] })
+        const { operation_id } = yield* store.intend(attach(1))
+        const ends = [{ id: callId(1), advance: failed }]
+        const unaware = next(2, { spec: spec({ attached_to: null }), actor: "volumed" })
+        assert.strictEqual((yield* refusal(store.write([unaware], { ends })))._tag, "GenerationConflict")
+        assert.deepStrictEqual((yield* statuses)[callId(1)], "pending")
+        yield* store.write([{ ...unaware, binding: { late: { operation_id, type: "attach" } } }], { ends })
+        assert.deepStrictEqual((yield* statuses)[callId(1)], "failed")
+      })
+    )
+
+    test(
+      "that was cancelled stays open until its wish is wholly taken back, as a failed one does",
+      Effect.gen(function* () {
+        const store = yield* Store
+        yield* store.write([write(1)], { calls: [call(1)] })
+        yield* store.write([], { ends: [{ id: callId(1), advance: { ...failed, status: "cancelled" } }] })
+        assert.lengthOf(yield* store.calls, 1)
+        yield* store.write([], { ends: [{ id: callId(1), advance: { phase: "settled", status: "cancelled" } }] })
+        assert.lengthOf(yield* store.calls, 0)
+        assert.strictEqual((yield* statuses)[callId(1)], "cancelled")
+      })
+    )
+
+    test(
       "moves on only, and what its client was told of its end never changes (S7)",
       Effect.gen(function* () {
         const store = yield* Store

@@ -81,6 +81,24 @@ export const historySuite = (test: Test, probe: Probe) => {
     )
 
     test(
+      "is not ended for another that stood before it: nothing is done then",
+      Effect.gen(function* () {
+        const store = yield* Store
+        yield* store.write([write(1)])
+        const ending = maintenance({ ending: true })
+        yield* store.setMaintenance(ending)
+        yield* store.setMaintenance(maintenance({ reason: "network" }))
+        yield* store.setMaintenance(null, [withheldOf(1)], ending)
+        assert.strictEqual((yield* store.maintenance)?.reason, "network")
+        assert.deepStrictEqual(yield* store.withheld, [])
+        yield* store.setMaintenance(ending)
+        yield* store.setMaintenance(null, [withheldOf(1)], ending)
+        assert.isNull(yield* store.maintenance)
+        assert.deepStrictEqual(yield* store.withheld, [withheldOf(1)])
+      })
+    )
+
+    test(
       "withholds at its end what was pending, until the declaration is written again or gone",
       Effect.gen(function* () {
         const store = yield* Store

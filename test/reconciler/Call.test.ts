@@ -244,15 +244,24 @@ describe("A call on what nobody declared", () => {
 describe("A call is superseded", () => {
   const after = (changes: Worlds.DeclarationChanges) => declared({ generation: 6, ...changes })
 
-  it.effect("when one of the fields that it wrote is declared otherwise, or all of it is removed", () =>
+  it.effect("when the place that it wished is declared otherwise, or all of it is removed", () =>
     Effect.gen(function* () {
       const call = row(yield* Call.ask(declared(), attach, context()))
       const wished = { spec: { attached_to: "appliance", export_wanted: true } } as const
       assert.isFalse(Call.isSuperseded(call, after(wished)))
       assert.isFalse(Call.isSuperseded(call, after({ spec: { ...wished.spec, metadata: { a: "b" } } })))
       assert.isTrue(Call.isSuperseded(call, after({ spec: { ...wished.spec, attached_to: otherVm } })))
-      assert.isTrue(Call.isSuperseded(call, after({ spec: { ...wished.spec, export_wanted: false } })))
+      assert.isFalse(Call.isSuperseded(call, after({ spec: { ...wished.spec, export_wanted: false } })))
       assert.isTrue(Call.isSuperseded(call, after({ ...wished, deletion: Worlds.deletion("forget") })))
+    })
+  )
+
+  it.effect("when the export that it alone wished is declared otherwise", () =>
+    Effect.gen(function* () {
+      const asked = { type: "export", vm_id: null, request: {}, wish: { export_wanted: true } } as const
+      const call = row(yield* Call.ask(declared(), asked, context()))
+      assert.isFalse(Call.isSuperseded(call, after({ spec: { attached_to: otherVm, export_wanted: true } })))
+      assert.isTrue(Call.isSuperseded(call, after({ spec: { export_wanted: false } })))
     })
   )
 
@@ -275,7 +284,7 @@ describe("An attachment that a call names", () => {
   const call = (type: OperationType, request: Operation["request"] = {}, status: Operation["status"] = "pending") =>
     Worlds.operation(declared().uid, { type, request, status, cause: "api" })
   const claimed = (operation: Operation, declaration: Declaration, inventory = on(otherVm)) =>
-    Call.claim(operation, declaration, inventory)?.attachment ?? null
+    Call.claim(operation, declaration, inventory, [operation])?.binding.attachment ?? null
 
   it("becomes ours, whoever made it: by a detach anywhere (S23)", () => {
     const ours = { vm_id: otherVm, as: "data", settled: false }
@@ -301,6 +310,20 @@ describe("An attachment that a call names", () => {
     assert.isNull(claimed(call("detach"), declared(), Worlds.inventory({ cloud: Worlds.unseen("away") })))
     assert.isNull(claimed(call("detach"), declared(), Worlds.inventory()))
     assert.isNull(claimed(call("detach", {}, "executing"), declared()))
+  })
+
+  it("that an earlier open call has claimed is the next one's as well", () => {
+    const attachment = { vm_id: otherVm, as: "data", settled: false } as const
+    const wish = { spec: { attached_to: "none" }, before: { attached_to: null }, remove: false } as const
+    const first = { ...call("detach", {}, "executing"), vm_id: otherVm, wish }
+    const second = { ...call("detach"), id: Worlds.operationId(11), wish }
+    const ours = declared({ binding: { attachment } })
+    const claim = (open: ReadonlyArray<Operation>) => Call.claim(second, ours, on(otherVm), open)
+    assert.deepInclude(claim([first, second]), { vm_id: otherVm })
+    assert.isNull(claim([second]))
+    assert.isNull(claim([{ ...first, status: "failed" }, second]))
+    assert.isTrue(Call.hasClaimed(first, attachment))
+    assert.isFalse(Call.hasClaimed(first, { ...attachment, settled: true }))
   })
 
   it("is not claimed again where it is ours", () => {

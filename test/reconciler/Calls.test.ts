@@ -1,150 +1,27 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Clock, Effect, Layer, Option, Random, TestClock } from "effect"
-import { createHash } from "node:crypto"
-import * as Call from "../../reconciler/Call.ts"
+import { Clock, Effect } from "effect"
 import { Reconciler } from "../../reconciler/Reconciler.ts"
 import { Store } from "../../reconciler/Store.ts"
-import type { Declaration } from "../../schema/Declaration.ts"
-import { GIB } from "../../schema/Declaration.ts"
-import type { OfferingId, OperationId, Uid, VolumeId, ZoneId } from "../../schema/Ids.ts"
-import { hasEnded } from "../../schema/Operation.ts"
-import * as World from "../../src/Simulation/World.ts"
+import type { VolumeId } from "../../schema/Ids.ts"
+import {
+  ask,
+  behind,
+  completed,
+  create,
+  existing,
+  failed,
+  faults,
+  itemOf,
+  living,
+  made,
+  operate,
+  quiet,
+  read,
+  run,
+  truth,
+  whereIs
+} from "../support/Calls.ts"
 import * as Cloud from "../support/Cloud.ts"
-
-type Services = Layer.Layer.Success<ReturnType<typeof Cloud.layer>>
-
-const run = <A, E>(lab: Cloud.Lab, body: Effect.Effect<A, E, Services>) =>
-  Effect.andThen(TestClock.setTime(Cloud.START), Effect.provide(body, Layer.fresh(Cloud.layer(lab)))).pipe((effect) =>
-    Effect.suspend(() => Effect.withRandom(effect, Random.make("calls")))
-  )
-
-let ids = 0
-const uuid = () => {
-  const hex = createHash("sha256").update(`call ${ids++}`).digest("hex")
-  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-4${hex.slice(13, 16)}-8${hex.slice(17, 20)}-${hex.slice(20, 32)}`
-}
-
-const context = Effect.map(Clock.currentTimeMillis, (now): Call.Context => ({
-  now,
-  actor: "v1",
-  appliance_vm_id: Cloud.appliance,
-  defaults: { disk_offering_id: World.OFFERING_ID as OfferingId, zone_id: World.ZONE_ID as ZoneId },
-  delete_grace_ms: 600_000,
-  newUid: () => uuid() as Uid,
-  newOperationId: () => `op-${uuid()}` as OperationId
-}))
-
-const commit = ({ call, change }: Call.Asked) =>
-  Effect.gen(function* () {
-    const store = yield* Store
-    yield* store.write(change.write === null ? [] : [change.write], { calls: [call] })
-    yield* (yield* Reconciler).poke([call.uid])
-    return call.id
-  })
-
-const create = (name: string) =>
-  Effect.gen(function* () {
-    const volume = {
-      cloudstack_name: name,
-      size: 5 * GIB,
-      disk_offering_id: World.OFFERING_ID as OfferingId,
-      zone_id: World.ZONE_ID as ZoneId,
-      metadata: {}
-    }
-    return yield* commit(yield* Call.create(volume, { name }, yield* context))
-  })
-
-const behind = (id: VolumeId) =>
-  Effect.map(
-    Effect.flatMap(Store, ({ declarations }) => declarations),
-    (all) => all.find(({ binding, spec }) => binding.volume_id === id || spec.volume_id === id)
-  )
-
-const wishes = {
-  attach: { attached_to: "appliance", attach_as: "data", export_wanted: true },
-  lend: { attached_to: Cloud.testVm, attach_as: "data" },
-  detach: { attached_to: "none" },
-  delete: {}
-} as const
-
-const ask = (lab: Cloud.Lab, id: VolumeId, kind: keyof typeof wishes) =>
-  Effect.gen(function* () {
-    const type = kind === "lend" ? "attach" : kind
-    const wanted: Call.Ask = { type, vm_id: null, request: {}, wish: wishes[kind] }
-    const current = yield* behind(id)
-    const now = yield* Clock.currentTimeMillis
-    if (current !== undefined) return yield* commit(yield* Call.ask(current, wanted, yield* context))
-    const row = lab.world.truth(now).volumes.find((volume) => volume.id === id)
-    assert.isDefined(row)
-    const read = { ...rowOf(id, row?.name ?? ""), vm_id: (row?.vm_id ?? null) as never }
-    return yield* commit(yield* Call.askUnknown(read, wanted, yield* context))
-  })
-
-const rowOf = (id: VolumeId, name: string) => ({
-  id,
-  name,
-  type: "DATADISK",
-  state: "Ready",
-  size: 5 * GIB,
-  vm_id: null,
-  vm_name: null,
-  vm_state: null,
-  device_id: null,
-  zone_id: World.ZONE_ID as ZoneId,
-  disk_offering_id: World.OFFERING_ID as OfferingId,
-  created_at: null,
-  tags: [],
-  job_id: null,
-  delete_protection: false
-})
-
-const read = (id: OperationId) =>
-  Effect.gen(function* () {
-    const found = Option.getOrNull(yield* (yield* Store).operation(id))
-    return found ?? (yield* Effect.dieMessage(`no operation ${id}`))
-  })
-
-/** Until the call has ended; answers it and how long that took. */
-const ended = (id: OperationId, within = 300_000) =>
-  Effect.gen(function* () {
-    const took = yield* Cloud.until(Effect.map(read(id), hasEnded), within, 500)
-    const call = yield* read(id)
-    assert.isAtLeast(took, 0, `${call.type} has not ended: ${JSON.stringify(call)}`)
-    return { ...call, took }
-  })
-
-const completed = (id: OperationId) =>
-  Effect.tap(ended(id), (call) => assert.strictEqual(call.status, "completed", call.error ?? ""))
-const failed = (id: OperationId) => Effect.tap(ended(id), (call) => assert.strictEqual(call.status, "failed"))
-
-const made = (name: string) => Effect.map(Effect.flatMap(create(name), completed), (call) => call.volume_id as VolumeId)
-
-const truth = (lab: Cloud.Lab) => Effect.map(Clock.currentTimeMillis, (now) => lab.world.truth(now))
-const whereIs = (lab: Cloud.Lab, id: VolumeId) =>
-  Effect.map(truth(lab), ({ volumes }) => volumes.find((volume) => volume.id === id)?.vm_id)
-
-const faults = (lab: Cloud.Lab, ...list: Parameters<World.World["setFaults"]>[0]) =>
-  Effect.map(Clock.currentTimeMillis, (now) => lab.world.setFaults(list, now))
-
-const operate = (lab: Cloud.Lab, act: Parameters<World.World["act"]>[0]) =>
-  Effect.map(Clock.currentTimeMillis, (now) => {
-    const outcome = lab.world.act(act, now)
-    assert.isTrue(outcome.done, JSON.stringify(outcome))
-    return outcome.done ? (outcome.volume_id as VolumeId) : ("" as VolumeId)
-  })
-
-const existing = (lab: Cloud.Lab, name: string) => operate(lab, { act: "create", name, size_gib: 5 })
-
-const itemOf = (uid: Uid) =>
-  Effect.flatMap(Reconciler, ({ plan }) =>
-    Effect.map(plan(null), ({ plan: made }) => made.items.find((item) => item.uid === uid) ?? null)
-  )
-
-const living = (id: VolumeId): Effect.Effect<Declaration, unknown, Store> =>
-  Effect.flatMap(behind(id), Effect.fromNullable)
-
-const quiet = (lab: Cloud.Lab, violations = 0) =>
-  Effect.map(truth(lab), (world) => assert.lengthOf(world.violations, violations, JSON.stringify(world.violations)))
 
 describe("A version 1 call", () => {
   it.effect("that creates completes with the volume's id, once CloudStack shows it (S7)", () => {

@@ -265,7 +265,7 @@ describe("a removal", () => {
       assert.strictEqual((yield* remove(before)).write, null)
       assert.strictEqual((yield* remove(before, "delete")).write, null)
       assert.strictEqual(yield* codeOf(remove(before, "forget")), "DELETING")
-      const back = yield* Declare.undelete([before], before.name, [], context())
+      const back = yield* Declare.undelete([before], before.name, [], Declare.unconditional, context())
       assert.deepStrictEqual(
         [back.declaration.deletion, back.write?.kind, back.write?.generation],
         [null, "undeleted", 3]
@@ -277,9 +277,12 @@ describe("a removal", () => {
     Effect.gen(function* () {
       const name = Name.make("a")
       assert.strictEqual(yield* codeOf(Declare.remove([], name, null, Declare.unconditional, context())), "NOT_FOUND")
-      assert.strictEqual(yield* codeOf(Declare.undelete([], name, [], context())), "NOT_FOUND")
+      assert.strictEqual(yield* codeOf(Declare.undelete([], name, [], Declare.unconditional, context())), "NOT_FOUND")
       const living = yield* declared("a")
-      assert.strictEqual((yield* Declare.undelete([living], name, [], context())).outcome, "unchanged")
+      assert.strictEqual(
+        (yield* Declare.undelete([living], name, [], Declare.unconditional, context())).outcome,
+        "unchanged"
+      )
     })
   )
 })

@@ -66,7 +66,7 @@ describe("The wish of a failed attach", () => {
     assert.deepInclude(withdrawal.write, { expected_generation: 5, generation: 6, kind: "changed", actor: "volumed" })
     assert.strictEqual(withdrawal.write?.managers["attached_to"]?.by, "volumed")
     assert.isFalse(withdrawal.pending)
-    assert.isUndefined(withdrawal.write?.binding)
+    assert.deepStrictEqual(withdrawal.write?.binding, { settled_generation: 6 })
   })
 
   it("returns to where it is by our doing, be that as data or as root", () => {
@@ -93,6 +93,13 @@ describe("The wish of a failed attach", () => {
     for (const inventory of [null, Worlds.inventory({ cloud: Worlds.unseen("away") })]) {
       assert.deepStrictEqual(placed(withdraw(attach, declared(), inventory)), nowhere)
     }
+  })
+
+  it("that stood there before is asked for no more: a gap in it is drift, as it was before the call", () => {
+    const again = call("attach", { spec: toAppliance, before: toAppliance })
+    const { write } = withdraw(again, declared(), Worlds.inventory({ cloud: Worlds.unseen("away") }))
+    assert.deepInclude(write, { spec: declared().spec, generation: 6 })
+    assert.deepStrictEqual(write?.binding, { settled_generation: 6 })
   })
 
   it("stays where newer writes changed it, field by field", () => {
@@ -124,14 +131,15 @@ describe("The wish of a failed attach", () => {
       sent("attach", { uid: Worlds.uidOf(7) }),
       sent("attach", { phase: "settled", status: "failed" })
     ]) {
-      assert.isUndefined(withdraw(attach, declared(), on(null), { unresolved: [unresolved] }).write?.binding)
+      const { write: unsent } = withdraw(attach, declared(), on(null), { unresolved: [unresolved] })
+      assert.isUndefined(unsent?.binding?.late)
     }
   })
 
   it("leaves nothing to write where all is as it was, or nobody declares it any more", () => {
     const same = call("attach", { spec: toAppliance, before: toAppliance })
     const attachment = { vm_id: Worlds.appliance, as: "data", settled: true } as const
-    const there = declared({ binding: { attachment } })
+    const there = declared({ binding: { attachment, settled_generation: 5 } })
     assert.deepStrictEqual(withdraw(same, there, on(Worlds.appliance)), { write: null, pending: false })
     assert.deepStrictEqual(withdraw(attach, null, on(null)), { write: null, pending: false })
     assert.deepStrictEqual(withdraw(call("attach", {}, { wish: null }), declared(), on(null)), {
@@ -153,11 +161,22 @@ describe("The wish of a failed detach", () => {
   it("gives back the attachment of somebody else that it had named (S23)", () => {
     const attachment = { vm_id: otherVm, as: "data", settled: false } as const
     const before = { attached_to: null, attach_as: "data", export_wanted: null } as const
-    const named = call("detach", { spec: { attached_to: "none", export_wanted: false }, before })
+    const wish = { spec: { attached_to: "none", export_wanted: false }, before } as const
+    const named = call("detach", wish, { vm_id: otherVm })
     const leaving = declared({ spec: { attached_to: "none", export_wanted: false }, binding: { attachment } })
     const { write } = withdraw(named, leaving, on(otherVm))
     assert.deepStrictEqual(placed({ write }), before)
     assert.isNull(write?.binding?.attachment)
+    const next = { ...named, id: Worlds.operationId(11) }
+    assert.isNull(withdraw(named, leaving, on(otherVm), { open: [named, next] }).write, "the next one names it as well")
+  })
+
+  it("leaves an attachment ours that was so before it was named", () => {
+    const attachment = { vm_id: otherVm, as: "data", settled: false } as const
+    const leaving = declared({ spec: { attached_to: "none" }, binding: { attachment } })
+    const own = call("detach", { spec: { attached_to: "none" }, before: { attached_to: otherVm } })
+    assert.strictEqual(placed(withdraw(own, leaving, on(otherVm))).attached_to, otherVm)
+    assert.isUndefined(withdraw(own, leaving, on(otherVm)).write?.binding?.attachment)
   })
 })
 
@@ -192,7 +211,7 @@ describe("A failed delete", () => {
 })
 
 describe("A failed create", () => {
-  const create = call("create", {}, { volume_id: "" })
+  const create = call("create", {}, { volume_id: "", generation: 5 })
   const unmade = declared({ spec: nowhere, binding: { volume_id: null } })
 
   it("forgets its declaration where nothing was sent, so that nothing is made later", () => {
@@ -208,8 +227,21 @@ describe("A failed create", () => {
     assert.isTrue(first.pending)
     assert.isNull(first.write?.deletion)
     assert.deepInclude(first.write?.binding?.late, { operation_id: action.id })
-    const marked = { ...unmade, binding: { ...unmade.binding, late: { operation_id: action.id, type: "create" } } }
-    assert.deepStrictEqual(withdraw(create, marked, on(null), { unresolved: [action] }), { write: null, pending: true })
+    const marked = {
+      ...unmade,
+      generation: 6,
+      binding: { ...unmade.binding, late: { operation_id: action.id, type: "create" } }
+    }
+    const failed = { ...create, status: "failed", phase: "uncertain" } as const
+    assert.deepStrictEqual(withdraw(failed, marked, on(null), { unresolved: [action] }), { write: null, pending: true })
+    const proven = { ...marked, binding: { ...marked.binding, late: null } }
+    assert.strictEqual(withdraw(failed, proven, on(null)).write?.kind, "removed")
+  })
+
+  it("leaves what somebody declared since, before its end or after (S14)", () => {
+    assert.deepStrictEqual(withdraw(create, { ...unmade, generation: 6 }, on(null)), { write: null, pending: false })
+    const failed = { ...create, status: "failed", phase: "uncertain" } as const
+    assert.deepStrictEqual(withdraw(failed, { ...unmade, generation: 7 }, on(null)), { write: null, pending: false })
   })
 
   it("keeps a volume that was made after all, and a removal that somebody asked for", () => {

@@ -166,10 +166,12 @@ export const checkDelete =
   ({ volume, declared, read }: Subject) =>
     Effect.gen(function* () {
       const row = yield* read
-      const place = row?.vm_id ?? (row === null ? null : declaredVm(declared))
+      const coming = row !== null && row.vm_id === null ? yield* vmToCome(declared) : null
+      const place = row?.vm_id ?? coming
       if (place !== null && place !== appliance_vm_id) {
         const detach = `POST /api/v1/volumes/${volume}/detach`
-        return yield* refuse("CONFLICT", `volume ${volume} is on VM ${place}`, `detach it first: ${detach}`)
+        const where = coming === null ? "on" : "on its way to"
+        return yield* refuse("CONFLICT", `volume ${volume} is ${where} VM ${place}`, `detach it first: ${detach}`)
       }
       const spent = (yield* deletesOfTheHour) + (yield* deletesToCome)
       if (spent < limits.destructive_per_hour) return
@@ -180,11 +182,37 @@ export const checkDelete =
       )
     })
 
+/** A cleanup that comes late must not take the disk of a newer failover away. */
+export const checkTestVm =
+  (test_vm_id: string, { appliance_vm_id }: Rules) =>
+  ({ volume, read }: Subject) =>
+    Effect.gen(function* () {
+      const vm = (yield* read)?.vm_id ?? null
+      if (vm === null || vm === test_vm_id || vm === appliance_vm_id) return
+      const detach = `POST /api/v1/volumes/${volume}/detach`
+      return yield* refuse(
+        "CONFLICT",
+        `volume ${volume} is on VM ${vm}, not on the test VM ${test_vm_id}`,
+        `name that VM, or detach it from wherever it is: ${detach}`
+      )
+    })
+
 /** An attach that is on its way would be overtaken. */
-const declaredVm = (declared: Declaration | null): VmId | null => {
-  const { attached_to } = declared?.spec ?? { attached_to: null }
-  return attached_to === "appliance" || attached_to === "none" ? null : attached_to
-}
+const vmToCome = (declared: Declaration | null) =>
+  Effect.gen(function* () {
+    const { attached_to } = declared?.spec ?? { attached_to: null }
+    if (declared === null || attached_to === null || attached_to === "appliance" || attached_to === "none") return null
+    return (yield* isHeldAway(declared)) ? null : attached_to
+  })
+
+/** It was on the VM where it is declared, went away from there, and nobody is to bring it back. */
+const isHeldAway = ({ binding: { attachment }, spec, uid }: Declaration) =>
+  Effect.gen(function* () {
+    if (spec.on_drift !== "hold" || attachment?.as !== "data" || attachment.vm_id !== spec.attached_to) return false
+    const store = yield* Store
+    const open = [...(yield* store.calls).filter((call) => !hasEnded(call)), ...(yield* store.unresolved)]
+    return !open.some((one) => one.uid === uid && (one.type === "attach" || one.type === "cleanup"))
+  })
 
 const HOUR_MS = 3_600_000
 

@@ -59,6 +59,9 @@ export const volumeOf = (sight: Sight, { serial }: BlockDevice): CloudVolume | n
   return row === null || deviceOf(sight, row.id) === null ? null : row
 }
 
+/** So many rows at most lie between a call and the newest of its actions. */
+const ACTIONS_OF_A_CALL = 12
+
 const rowOfSerial = ({ volumes }: CloudReading, serial: string): CloudVolume | null => {
   const [row, ...others] = volumes.filter(({ id }) => serialOf(id) === serial)
   return row === undefined || others.length > 0 ? null : row
@@ -79,8 +82,9 @@ export const volume = (sight: Sight, row: CloudVolume, observed_at: string = sig
     const store = yield* Store
     const device = deviceHere(sight, row)
     const attached_at = yield* attachedAt(sight, row)
-    const { items } = yield* store.operations({ volume_id: row.id, limit: 1 })
-    const [last] = items
+    const { items } = yield* store.operations({ volume_id: row.id, limit: ACTIONS_OF_A_CALL })
+    // What a client asked for tells it more than the newest of the actions that came of it.
+    const last = items.find(isCall) ?? items[0]
     return {
       volume_id: row.id,
       name: row.name,
@@ -90,7 +94,11 @@ export const volume = (sight: Sight, row: CloudVolume, observed_at: string = sig
       state: row.state,
       size: row.size,
       type: row.type,
-      cloudstack_data: { ...row, observed_at },
+      cloudstack_data: {
+        ...row,
+        created_at: row.created_at === null ? null : Answer.rfc3339(row.created_at),
+        observed_at
+      },
       ...(last === undefined ? {} : { last_operation: Answer.operation(last) })
     } satisfies Api.V1Volume as Api.V1Volume
   })

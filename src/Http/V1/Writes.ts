@@ -126,7 +126,8 @@ export const cleanupTestFailover = (rules: Asking.Rules) =>
     yield* Asking.checkVm(test_vm_id, "test_vm_id", rules)
     const ask = (): Call.Ask => ({ type: "cleanup", vm_id: test_vm_id, request: sent, wish: onAppliance(rules) })
     const unknown = Asking.unknownInBody(volume)
-    return yield* Asking.store(request, { volume, unknown, ask, check: nothingMore }, 201)
+    const check = Asking.checkTestVm(test_vm_id, rules)
+    return yield* Asking.store(request, { volume, unknown, ask, check }, 201)
   })
 
 const vmsStay = refuse(
