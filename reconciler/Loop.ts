@@ -319,7 +319,11 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       full: only === null,
       only,
       // What an ended call left undecided is looked at as such: a person may be waited for, and that for long (S22).
-      flight: new Set([...inFlight(plan, actions), ...open.flatMap((call) => (hasEnded(call) ? [] : [call.uid]))]),
+      flight: new Set([
+        ...inFlight(plan, actions),
+        ...open.flatMap((call) => (hasEnded(call) ? [] : [call.uid])),
+        ...leaving(current, unresolved)
+      ]),
       unwell: summary.problems.length > 0,
       due_at: dueAt(current, yield* store.maintenance, yield* Clock.currentTimeMillis)
     })
@@ -488,6 +492,15 @@ const passes = (item: PlanItem): boolean =>
   item.blocked?.category === "progress" &&
   item.blocked.reason !== "BackingOff" &&
   item.blocked.reason !== "DeletionGrace"
+
+/** Nothing is left to do for them but to see the end of what is under way: then the name is free. */
+const leaving = (
+  declarations: ReadonlyArray<Declaration>,
+  unresolved: ReadonlyArray<Operation>
+): ReadonlyArray<Uid> => {
+  const removed = new Set(declarations.flatMap(({ deletion, uid }) => (deletion === null ? [] : [uid])))
+  return unresolved.flatMap(({ phase, uid }) => (phase !== "needs_operator" && removed.has(uid) ? [uid] : []))
+}
 
 /** When a pause, a grace or the maintenance ends next, ms; null when none does. */
 const dueAt = (

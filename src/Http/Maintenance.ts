@@ -41,16 +41,17 @@ export const end = Effect.fnUntraced(function* (request: Request) {
   const maintenance = yield* store.maintenance
   const pending = maintenance === null ? () => [] : Plan.pendingRemovals
   if (yield* flag(request.query, "dry_run")) return yield* Plans.dryRun(request, pending)
-  if (maintenance !== null) yield* change({ ...maintenance, ending: true })
+  // The one that was looked at: another that began meanwhile is not ended by this.
+  if (maintenance !== null) yield* change({ ...maintenance, ending: true }, maintenance)
   return Answer.ok(yield* current)
 })
 
 /** Stored for sure, then carried out as soon as can be: a pass that cannot be waited for comes by itself. */
-const change = (maintenance: Maintenance) =>
+const change = (maintenance: Maintenance, standing?: Maintenance) =>
   Effect.gen(function* () {
     const store = yield* Store
     const reconciler = yield* Reconciler
-    yield* store.setMaintenance(maintenance).pipe(Effect.uninterruptible)
+    yield* store.setMaintenance(maintenance, [], standing).pipe(Effect.uninterruptible)
     yield* reconciler.sync.pipe(Effect.timeout(PASS_MS_MAX), Effect.ignoreLogged)
   })
 

@@ -463,6 +463,28 @@ describe("A maintenance", () => {
   })
 })
 
+describe("A removal that touches nothing", () => {
+  it.effect("is over as soon as the tag that was being written is, without waiting for a whole look (M8)", () => {
+    const lab = Cloud.make()
+    return run(
+      lab,
+      Effect.gen(function* () {
+        yield* faults(lab, { kind: "slow_job", command: "createTags", ms: 3_000, times: 1 })
+        yield* Cloud.declare("a", { attached_to: "none", export_wanted: false })
+        const tagging = Effect.map(
+          Effect.flatMap(Store, ({ unresolved }) => unresolved),
+          (open) => open.some(({ type }) => type === "tag")
+        )
+        assert.isAtLeast(yield* Cloud.until(tagging, 60_000, 250), 0)
+        const at = new Date(yield* Clock.currentTimeMillis).toISOString()
+        yield* Cloud.declare("a", {}, { policy: "forget", requested_at: at, by: "test", execute_after: at })
+        const gone = Effect.map(Cloud.declaration("a"), (found) => found === null)
+        assert.isBelow(yield* Cloud.until(gone, 60_000, 250), 6_000)
+      })
+    )
+  })
+})
+
 describe("A pause", () => {
   it.effect("acts on nothing until it expires, and again from then on", () => {
     const lab = Cloud.make()
