@@ -47,10 +47,7 @@ export const volume = (declaration: Declaration, status: Status): Api.Volume => 
   removed_at: declaration.removed_at
 })
 
-/**
- * Empty fields are left out, as the seed's clients expect; what only the journal needs is not shown. What was in the way
- * of something that is done since is no error of it.
- */
+/** Empty fields are left out, as the seed's clients expect; what only the journal needs is not shown. */
 export const operation = (operation: Operation): Api.OperationAnswer => ({
   id: operation.id,
   type: operation.type,
@@ -59,7 +56,7 @@ export const operation = (operation: Operation): Api.OperationAnswer => ({
   ...(operation.vm_id === null ? {} : { vm_id: operation.vm_id }),
   request: operation.request,
   ...(operation.response === null ? {} : { response: operation.response }),
-  ...(operation.error === null || operation.status === "completed" ? {} : { error: operation.error }),
+  ...(operation.error === null ? {} : { error: operation.error }),
   created_at: operation.created_at,
   updated_at: operation.updated_at,
   ...(operation.completed_at === null ? {} : { completed_at: operation.completed_at }),

@@ -11,7 +11,8 @@ export const apply = (found: Operation, advance: Advance): Operation => ({
   vm_id: advance.vm_id ?? found.vm_id,
   volume_id: advance.volume_id ?? found.volume_id,
   response: advance.response ?? found.response,
-  error: advance.error ?? found.error,
+  // What was doubted on the way is no error of what is done.
+  error: advance.error ?? (advance.status === "completed" ? null : found.error),
   submitted_at: advance.submitted_at ?? found.submitted_at,
   expires_at: advance.expires_at ?? found.expires_at
 })

@@ -280,7 +280,8 @@ export const storeSuite = (
           yield* store.write([write(1)])
           const { operation_id } = yield* store.intend(attach(1))
           yield* store.advance(operation_id, { phase: "accepted", status: "executing", submitted_at: 5, expires_at: 6 })
-          const premature = yield* refusal(store.advance(operation_id, { phase: "accepted", status: "cancelled" }))
+          yield* store.advance(operation_id, { phase: "uncertain", status: "executing", error: "not to be seen yet" })
+          const premature = yield* refusal(store.advance(operation_id, { phase: "uncertain", status: "cancelled" }))
           assert.strictEqual(premature._tag, "PreconditionLost")
           const ended = yield* store.settle(
             operation_id,
@@ -288,7 +289,7 @@ export const storeSuite = (
             { uid: uidOf(1), binding: bindingOf(1) }
           )
           assert.isNotNull(ended.completed_at)
-          assert.deepInclude(ended, { submitted_at: 5, expires_at: 6 })
+          assert.deepInclude(ended, { submitted_at: 5, expires_at: 6, error: null })
           assert.deepStrictEqual((yield* store.declarations)[0]?.binding, bindingOf(1))
           const again = yield* store.advance(operation_id, settled)
           assert.deepStrictEqual(again, ended)
