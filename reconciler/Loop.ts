@@ -253,7 +253,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     const held = Plans.pendingRemovals(Plans.make({ ...planInput, maintenance: null }))
     const digest = options.digest(held.map(Plans.heldKey).sort().join("\n"))
     const withheld = held.map((one) => ({ ...one, digest }))
-    yield* store.setMaintenance(null, withheld, over)
+    yield* store.setMaintenance(null, { withheld, standing: over })
     // Begun anew while this pass observed, it goes on.
     if ((yield* store.maintenance) !== null) return
     yield* Effect.logInfo("the maintenance has ended").pipe(Effect.annotateLogs({ withheld: held.length, digest }))

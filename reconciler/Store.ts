@@ -192,7 +192,11 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     readonly destructiveSince: (since: number) => Effect.Effect<number, StoreUnavailable>
 
     readonly approvals: (now: number) => Effect.Effect<ReadonlyArray<Approval>, StoreUnavailable>
-    readonly approve: (approvals: ReadonlyArray<Approval>) => Effect.Effect<void, StoreUnavailable>
+    /** `answer` as in `setMaintenance`. */
+    readonly approve: (
+      approvals: ReadonlyArray<Approval>,
+      answer?: KeyedAnswer
+    ) => Effect.Effect<void, StoreUnavailable>
 
     /** Last transition times of conditions survive a restart: read once, written only when a condition changes. */
     readonly conditions: Effect.Effect<ReadonlyMap<Uid, ReadonlyArray<Condition>>, StoreUnavailable>
@@ -210,8 +214,12 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
      */
     readonly setMaintenance: (
       maintenance: Maintenance | null,
-      withheld?: ReadonlyArray<Withheld>,
-      standing?: Maintenance
+      beside?: {
+        readonly withheld?: ReadonlyArray<Withheld>
+        readonly standing?: Maintenance
+        /** Stored with it. Where the key was answered before, nothing is done. */
+        readonly answer?: KeyedAnswer
+      }
     ) => Effect.Effect<void, StoreUnavailable>
     /** Withheld actions of living declarations that were not written since. */
     readonly withheld: Effect.Effect<ReadonlyArray<Withheld>, StoreUnavailable>

@@ -31,7 +31,9 @@ export const Response = Schema.Union(
     })
   }),
   /** An answer that is one operation; shown as pending where the status was 201. */
-  Schema.Struct({ kind: Schema.Literal("operation"), id: OperationId })
+  Schema.Struct({ kind: Schema.Literal("operation"), id: OperationId }),
+  /** The answer to a maintenance that was begun or ended: how it stands. */
+  Schema.Struct({ kind: Schema.Literal("maintenance") })
 )
 export type Response = typeof Response.Type
 

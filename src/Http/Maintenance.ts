@@ -5,6 +5,7 @@ import { type Maintenance, Store } from "../../reconciler/Store.ts"
 import { type MaintenanceAnswer, MaintenanceBody } from "../../schema/Api.ts"
 import { isMoment } from "../../schema/Ids.ts"
 import * as Answer from "./Answer.ts"
+import * as Idempotency from "./Idempotency.ts"
 import * as Plans from "./Plans.ts"
 import { BODY_BYTES_MAX, flag, refuse, type Request } from "./Request.ts"
 
@@ -28,7 +29,7 @@ export const begin = Effect.fnUntraced(function* (request: Request) {
   if (yield* flag(request.query, "dry_run")) return yield* Plans.dryRun(request, () => [])
   const store = yield* Store
   const { since } = (yield* store.maintenance) ?? { since: Answer.rfc3339(now) }
-  yield* change({ reason, by, since, until: until ?? null, ending: false })
+  yield* change(request, { reason, by, since, until: until ?? null, ending: false })
   return Answer.ok(yield* current)
 })
 
@@ -42,20 +43,23 @@ export const end = Effect.fnUntraced(function* (request: Request) {
   const pending = maintenance === null ? () => [] : Plan.pendingRemovals
   if (yield* flag(request.query, "dry_run")) return yield* Plans.dryRun(request, pending)
   // The one that was looked at: another that began meanwhile is not ended by this.
-  if (maintenance !== null) yield* change({ ...maintenance, ending: true }, maintenance)
+  if (maintenance !== null) yield* change(request, { ...maintenance, ending: true }, maintenance)
   return Answer.ok(yield* current)
 })
 
 /** Stored for sure, then carried out as soon as can be: a pass that cannot be waited for comes by itself. */
-const change = (maintenance: Maintenance, standing?: Maintenance) =>
+const change = (request: Request, maintenance: Maintenance, standing?: Maintenance) =>
   Effect.gen(function* () {
     const store = yield* Store
     const reconciler = yield* Reconciler
-    yield* store.setMaintenance(maintenance, [], standing).pipe(Effect.uninterruptible)
+    const beside = standing === undefined ? {} : { standing }
+    // With its answer, for a client that leaves while the pass runs may repeat it when another maintenance stands.
+    const answer = Idempotency.alongside(request.key, 200, { kind: "maintenance" })
+    yield* store.setMaintenance(maintenance, { ...beside, ...answer }).pipe(Effect.uninterruptible)
     yield* reconciler.sync.pipe(Effect.timeout(PASS_MS_MAX), Effect.ignoreLogged)
   })
 
-const current = Effect.gen(function* () {
+export const current = Effect.gen(function* () {
   const store = yield* Store
   const approved = new Set((yield* store.approvals(yield* Clock.currentTimeMillis)).map(Plan.heldKey))
   const withheld = (yield* store.withheld).filter((held) => !approved.has(Plan.heldKey(held)))

@@ -6,6 +6,7 @@ import type { Held, Plan, PlanItem } from "../../schema/Action.ts"
 import type { Declaration } from "../../schema/Declaration.ts"
 import * as Answer from "./Answer.ts"
 import { RequestRefused } from "./ErrorAnswer.ts"
+import * as Idempotency from "./Idempotency.ts"
 import * as PlanAnswer from "./PlanAnswer.ts"
 import { Provenance } from "./Provenance.ts"
 import { BODY_BYTES_MAX, flag, refuse, type Request } from "./Request.ts"
@@ -71,10 +72,15 @@ export const approve = Effect.fnUntraced(function* (request: Request) {
   if (approved.length === 0) return yield* otherDigest(plan)
   if (yield* flag(request.query, "dry_run")) return yield* dryRun(request, (now) => heldUnder(digest, now))
   const expires_at = (yield* Clock.currentTimeMillis) + APPROVAL_MS
+  const body = { digest, approved, expires_at: Answer.rfc3339(expires_at) } satisfies Approved
+  const { answer } = Idempotency.alongside(request.key, 200, { kind: "answer", body, headers: {} })
   yield* store
-    .approve(approved.map((held) => ({ ...held, digest, expires_at })))
+    .approve(
+      approved.map((held) => ({ ...held, digest, expires_at })),
+      answer
+    )
     .pipe(Effect.andThen(reconciler.poke([...new Set(approved.map(({ uid }) => uid))])), Effect.uninterruptible)
-  return Answer.ok({ digest, approved, expires_at: Answer.rfc3339(expires_at) } satisfies Approved)
+  return Answer.ok(body)
 })
 
 const heldUnder = (digest: string, plan: Plan): ReadonlyArray<Held> =>

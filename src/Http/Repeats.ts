@@ -8,6 +8,7 @@ import type { Uid } from "../../schema/Ids.ts"
 import * as Answer from "./Answer.ts"
 import { type Failure, RequestRefused } from "./ErrorAnswer.ts"
 import { alongside, Response } from "./Idempotency.ts"
+import * as Maintenance from "./Maintenance.ts"
 import { bodyReaders, type MediaTypes, type ReadBytes, refuse, type Request } from "./Request.ts"
 import { answerVolume, removedOnes, toAnswer } from "./Volumes.ts"
 
@@ -132,6 +133,8 @@ const replay = ({ status, response }: KeyedAnswer): Effect.Effect<Answer.Answer,
         const found = yield* Effect.flatMap(operation(stored.id), orGone)
         return { status, body: status === 201 ? Answer.accepted(found) : Answer.operation(found) }
       }
+      case "maintenance":
+        return Answer.ok(yield* Maintenance.current)
       case "volume": {
         const [declaration] = yield* declarationsOf([stored.uid])
         const volume = yield* Effect.flatMap(orGone(Option.fromNullable(declaration)), toAnswer)

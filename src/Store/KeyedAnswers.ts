@@ -55,9 +55,17 @@ export const make = (session: Session) => {
       add(answer),
       () => {},
       () => {}
-    ).pipe(Effect.catchTag("PreconditionLost", () => Effect.void))
+    ).pipe(answeredBefore)
 
   return { answered, remember, add }
 }
+
+/** A repeat that came first has done it all: the first answer stays, and nothing is done again. */
+export const answeredBefore = <E>(written: Effect.Effect<void, E | PreconditionLost>) =>
+  Effect.catchIf(
+    written,
+    (error): error is PreconditionLost & E => error instanceof PreconditionLost,
+    () => Effect.void
+  ) as Effect.Effect<void, Exclude<E, PreconditionLost>>
 
 export type KeyedAnswers = ReturnType<typeof make>

@@ -1,8 +1,9 @@
 import { Effect, Schema } from "effect"
-import type { EventKind, Maintenance } from "../../reconciler/Store.ts"
+import type { EventKind, Maintenance, Store } from "../../reconciler/Store.ts"
 import { Withheld } from "../../schema/Action.ts"
 import { Timestamp } from "../../schema/Ids.ts"
 import type { Declarations } from "./Declarations.ts"
+import { answeredBefore, type KeyedAnswers } from "./KeyedAnswers.ts"
 import { decodeRows, Flag, type Session, writing } from "./Rows.ts"
 import { read } from "./Transact.ts"
 
@@ -18,7 +19,11 @@ const MaintenanceRow = Schema.Struct({
 const encode = Schema.encodeSync(MaintenanceRow)
 
 /** The maintenance that is on, if any, and what its predecessors withheld when they ended. */
-export const make = (session: Session, { declarations }: Pick<Declarations, "declarations">) => {
+export const make = (
+  session: Session,
+  { declarations }: Pick<Declarations, "declarations">,
+  keys: Pick<KeyedAnswers, "add">
+) => {
   const { sql } = session
   /** Asked before every call: read once, changed by our own commits only. Undefined: not read yet. */
   let known: Maintenance | null | undefined
@@ -33,11 +38,12 @@ export const make = (session: Session, { declarations }: Pick<Declarations, "dec
 
   const maintenance = Effect.suspend(() => (known === undefined ? session.alone(load) : Effect.succeed(known)))
 
-  const setMaintenance = (next: Maintenance | null, withheld: ReadonlyArray<Withheld> = [], standing?: Maintenance) =>
+  const setMaintenance: Store["Type"]["setMaintenance"] = (next, { answer, standing, withheld = [] } = {}) =>
     writing(
       session,
       Effect.gen(function* () {
         const before = yield* load
+        if (answer !== undefined) yield* keys.add(answer)
         if (standing !== undefined && !isSame(before, standing)) return before
         if (isSame(before, next)) return next
         yield* sql`DELETE FROM maintenance`
@@ -52,7 +58,7 @@ export const make = (session: Session, { declarations }: Pick<Declarations, "dec
       () => {
         known = undefined
       }
-    ).pipe(Effect.asVoid)
+    ).pipe(Effect.asVoid, answeredBefore)
 
   /** Inside a transaction. What lapsed by a later write of its declaration goes on the way. */
   const withhold = Effect.fnUntraced(function* (withheld: ReadonlyArray<Withheld>) {

@@ -69,10 +69,10 @@ const make = Effect.fnUntraced(function* (options: Options) {
     remember: keys.remember,
     ...Writes.make(session, declarations, operations, keys),
     ...OperationList.make(session),
-    ...Approvals.make(session),
+    ...Approvals.make(session, keys),
     ...Conditions.make(session, declarations),
     ...DeviceMappings.make(session),
-    ...Maintenance.make(session, declarations),
+    ...Maintenance.make(session, declarations, keys),
     ...Events.make(session),
     describe: Effect.map(read(Dialect.describe(sql)), (engine) => ({
       ...engine,

@@ -98,6 +98,28 @@ describe("/api/v2/maintenance", () => {
     })
   )
 
+  it.scopedLive("is ended once under one key, also where its client left before the answer (X13)", () =>
+    Effect.gen(function* () {
+      const { url, world } = yield* start()
+      yield* put(url, { reason: "first", by: "alice" })
+      world.onSync = Effect.never
+      const headers = { "idempotency-key": "end-1" }
+      const left = yield* Effect.timeoutOption(send(at(url), { method: "DELETE", headers }), "1 second")
+      assert.strictEqual(left._tag, "None")
+      assert.isTrue(world.maintenance?.ending)
+      world.onSync = Effect.void
+      world.maintenance = null
+      yield* put(url, { reason: "second", by: "bob" })
+      // While the first one is still being worked on the repeat is a conflict.
+      yield* send(at(url), { method: "DELETE", headers }).pipe(
+        Effect.filterOrFail(({ status }) => status === 200),
+        Effect.retry({ schedule: Schedule.spaced("100 millis"), times: 50 })
+      )
+      const { maintenance } = (yield* send(at(url))).body as { maintenance: Record<string, unknown> }
+      assert.deepInclude(maintenance, { reason: "second", ending: false })
+    })
+  )
+
   it.scopedLive("shows the plan on a dry run and changes nothing", () =>
     Effect.gen(function* () {
       const { url, client, world } = yield* start()

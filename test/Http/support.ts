@@ -249,14 +249,21 @@ const store = (world: World) => {
           return { items: matching.slice(from, from + limit), next }
         })
       ),
-    approve: (approvals) => up(Effect.sync(() => void (world.approvals = approvals))),
+    approve: (approvals, answer) =>
+      up(
+        Effect.sync(() => {
+          world.approvals = approvals
+          world.answers = [...world.answers, ...(answer === undefined ? [] : [answer])]
+        })
+      ),
     approvals: () => up(Effect.sync(() => world.approvals)),
     calls: up(Effect.sync(() => world.operations.filter((one) => isCall(one) && !hasEnded(one)))),
     unresolved: up(Effect.sync(() => world.operations.filter(isUnresolved))),
     maintenance: up(Effect.sync(() => world.maintenance)),
-    setMaintenance: (maintenance, withheld = []) =>
+    setMaintenance: (maintenance, { answer, withheld = [] } = {}) =>
       up(
         Effect.sync(() => {
+          world.answers = [...world.answers, ...(answer === undefined ? [] : [answer])]
           world.maintenance = maintenance
           world.withheld = [...world.withheld, ...withheld]
         })

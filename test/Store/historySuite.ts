@@ -1,6 +1,6 @@
 import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, describe } from "@effect/vitest"
-import { Effect } from "effect"
+import { Effect, Option } from "effect"
 import * as TestClock from "effect/TestClock"
 import { type Maintenance, Store } from "../../reconciler/Store.ts"
 import type { Withheld } from "../../schema/Action.ts"
@@ -81,6 +81,22 @@ export const historySuite = (test: Test, probe: Probe) => {
     )
 
     test(
+      "keeps the answer to a key beside it, and does nothing when the key was answered before (X13)",
+      Effect.gen(function* () {
+        const store = yield* Store
+        const answer = { key: "k", digest: "d", status: 200, response: { kind: "maintenance" } }
+        yield* store.setMaintenance(maintenance({ ending: true }), { answer })
+        assert.deepStrictEqual(Option.getOrNull(yield* store.answered("k")), answer)
+        yield* store.setMaintenance(null)
+        yield* store.setMaintenance(maintenance({ reason: "network" }))
+        const before = yield* probe.written
+        yield* store.setMaintenance(maintenance({ reason: "network", ending: true }), { answer })
+        assert.isFalse((yield* store.maintenance)?.ending)
+        assert.strictEqual(yield* probe.written, before)
+      })
+    )
+
+    test(
       "is not ended for another that stood before it: nothing is done then",
       Effect.gen(function* () {
         const store = yield* Store
@@ -88,11 +104,11 @@ export const historySuite = (test: Test, probe: Probe) => {
         const ending = maintenance({ ending: true })
         yield* store.setMaintenance(ending)
         yield* store.setMaintenance(maintenance({ reason: "network" }))
-        yield* store.setMaintenance(null, [withheldOf(1)], ending)
+        yield* store.setMaintenance(null, { withheld: [withheldOf(1)], standing: ending })
         assert.strictEqual((yield* store.maintenance)?.reason, "network")
         assert.deepStrictEqual(yield* store.withheld, [])
         yield* store.setMaintenance(ending)
-        yield* store.setMaintenance(null, [withheldOf(1)], ending)
+        yield* store.setMaintenance(null, { withheld: [withheldOf(1)], standing: ending })
         assert.isNull(yield* store.maintenance)
         assert.deepStrictEqual(yield* store.withheld, [withheldOf(1)])
       })
@@ -107,7 +123,7 @@ export const historySuite = (test: Test, probe: Probe) => {
         yield* store.setMaintenance(maintenance())
         const [first, second, third] = [withheldOf(1), withheldOf(2), withheldOf(3)]
         const unexport = withheldOf(1, { action: "unexport" })
-        yield* store.setMaintenance(null, [second, unexport, first, third])
+        yield* store.setMaintenance(null, { withheld: [second, unexport, first, third] })
         assert.deepStrictEqual(yield* store.withheld, [first, unexport, second, third])
         yield* store.write([write(1, { expected_generation: 1, generation: 2, spec: spec({ read_only: true }) })])
         assert.deepStrictEqual(yield* store.withheld, [second, third])
@@ -115,10 +131,10 @@ export const historySuite = (test: Test, probe: Probe) => {
         yield* store.finishRemoval(uidOf(3))
         assert.deepStrictEqual(yield* store.withheld, [second])
         // An end is one transaction: one that was stored is not stored again with another list.
-        yield* store.setMaintenance(null, [withheldOf(1, { generation: 2 })])
+        yield* store.setMaintenance(null, { withheld: [withheldOf(1, { generation: 2 })] })
         assert.deepStrictEqual(yield* store.withheld, [second])
         yield* store.setMaintenance(maintenance())
-        yield* store.setMaintenance(null, [withheldOf(2, { digest: "d2" })])
+        yield* store.setMaintenance(null, { withheld: [withheldOf(2, { digest: "d2" })] })
         assert.deepStrictEqual(yield* store.withheld, [withheldOf(2, { digest: "d2" })])
         const rows = yield* sql<{ n: number }>`SELECT COUNT(*) AS n FROM withheld`
         assert.strictEqual(Number(rows[0]?.n), 1)
