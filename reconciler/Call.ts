@@ -48,9 +48,13 @@ export interface Asked {
 }
 
 /** A name for a declaration that nobody named: `<what the volume is called>-<8 hex>`. */
-export const nameFor = (called: string, uuid: string): Name => {
+export const nameFor = (called: string, uuid: string): Name =>
+  `${plainName(called).slice(0, 244)}-${uuid.slice(0, 8)}` as Name
+
+/** What a volume is called, as far as a declaration may be called so; of any length. */
+export const plainName = (called: string): string => {
   const safe = called.replace(/[^A-Za-z0-9._-]+/gu, "-").replace(/^[^A-Za-z0-9]+/u, "")
-  return `${(safe === "" ? "volume" : safe).slice(0, 244)}-${uuid.slice(0, 8)}` as Name
+  return safe === "" ? "volume" : safe
 }
 
 /** Version 1 declarations say what happened elsewhere instead of undoing it, and touch nothing when they go. */

@@ -1,7 +1,7 @@
 import type { Action, Aspect, Blocked, Reason } from "../schema/Action.ts"
 import { reasons } from "../schema/Action.ts"
 import type { Declaration, Spec } from "../schema/Declaration.ts"
-import type { VmId } from "../schema/Ids.ts"
+import type { VmId, VolumeId } from "../schema/Ids.ts"
 import type { CloudVolume } from "../schema/Inventory.ts"
 import type { Limits } from "../schema/Settings.ts"
 import * as Merge from "./Merge.ts"
@@ -15,6 +15,8 @@ export interface World {
   readonly suspect: boolean
   /** Did an action for this declaration fail lately? Then nothing optional goes before what was asked for. */
   readonly retrying: (uid: string) => boolean
+  /** The id that a volume created for this declaration has, where the account may choose one. */
+  readonly chosenId: (declaration: Declaration) => VolumeId
 }
 
 /** What is to be done about one volume, seen alone: queues, budgets and holds come later. */

@@ -5,6 +5,7 @@ import { serialOf } from "../schema/Ids.ts"
 import type { Uid, VolumeId } from "../schema/Ids.ts"
 import type { CloudReading, CloudVolume, GuestReading, NbdReading } from "../schema/Inventory.ts"
 import type { Operation } from "../schema/Operation.ts"
+import * as CustomId from "./CustomId.ts"
 import type { Input } from "./Plan.ts"
 
 /** An invariant of the safety catalogue that a finished plan would break. Its volume is left alone (S24). */
@@ -140,7 +141,8 @@ const owned: Rule = (facts, declaration, action, row) => {
   if (action._tag === "Adopt") {
     if (binding.volume_id !== null || holders > 0) return "the volume or the declaration is bound already"
     const marked = row !== null && row.tags.some((t) => t.key.toLowerCase() === UID_TAG && t.value === uid)
-    return spec.volume_id === action.volume_id || (spec.volume_id === null && marked)
+    const chosen = CustomId.derive(facts.input.digest, declaration) === action.volume_id
+    return spec.volume_id === action.volume_id || (spec.volume_id === null && (marked || chosen))
       ? null
       : "the volume was not declared"
   }
@@ -276,8 +278,13 @@ const singleName: Rule = (facts, declaration, action) => {
   return other === undefined ? null : `the section ${other.name} serves ${wanted.path} already`
 }
 
-const newborn: Rule = (facts, { binding, spec, uid }, action) => {
+const newborn: Rule = (facts, declaration, action) => {
   if (action._tag !== "Create") return null
+  const { binding, spec, uid } = declaration
+  if (action.custom_id !== null && facts.cloud?.custom_ids !== true) return "the account may not choose an id"
+  if (action.custom_id !== null && action.custom_id !== CustomId.derive(facts.input.digest, declaration)) {
+    return "the chosen id is not this declaration's"
+  }
   const lost = binding.loss !== null && binding.loss.proven_at !== null && spec.on_loss === "recreate"
   if (binding.volume_id !== null && !lost) return "the declaration has a volume already"
   if (binding.volume_id === null && spec.volume_id !== null) return "the declaration names a volume to adopt"

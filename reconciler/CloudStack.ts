@@ -47,6 +47,18 @@ export interface Offering {
   readonly size_gib: number
 }
 
+/** Where CloudStack is, as far as the configuration tells. */
+export interface CloudPlace {
+  readonly api_url: string
+  /** The zone to create volumes in that is configured, an id or a name; null where there is none. */
+  readonly zone: string | null
+  readonly domain: string | null
+  /** What all this comes from, for people. */
+  readonly source: string
+  /** Why it may be out of date; null where it is not. */
+  readonly problem: string | null
+}
+
 export interface Capabilities {
   readonly version: string
   readonly size_min_gib: number
@@ -85,6 +97,8 @@ export interface CloudEventFilter {
 export class CloudStackRead extends Context.Tag("volumed/reconciler/CloudStackRead")<
   CloudStackRead,
   {
+    /** Null while the configuration cannot be read. */
+    readonly place: Effect.Effect<CloudPlace | null>
     /** All volumes this account may see. Fails rather than return a part silently. */
     readonly volumes: Effect.Effect<Listing, CloudStackUnavailable>
     /** Some volumes, in as few calls as possible; an id that spoils the call is read singly. */
@@ -101,6 +115,11 @@ export class CloudStackRead extends Context.Tag("volumed/reconciler/CloudStackRe
     readonly offerings: Effect.Effect<ReadonlyArray<Offering>, CloudStackUnavailable>
     readonly zones: Effect.Effect<ReadonlyArray<{ readonly id: ZoneId; readonly name: string }>, CloudStackUnavailable>
     readonly capabilities: Effect.Effect<Capabilities, CloudStackUnavailable>
+    /**
+     * May this account choose the id of a volume that it creates? Kept for an hour, or until CloudStack says no to one;
+     * false as well while it cannot be found out. True is no promise: the create that is refused for it is planned anew.
+     */
+    readonly customIds: Effect.Effect<boolean>
     /**
      * What was done to volumes, newest first, from one call that is not repeated; of very many events only the newest.
      * For answers to people, never for decisions: events come late, and may be missing. `CloudStackRefused`: this account

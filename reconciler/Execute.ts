@@ -5,7 +5,9 @@ import { GateClosed, PreconditionLost } from "../schema/Errors.ts"
 import type { OperationId, Uid, VolumeId } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
 import { type Accepted, CloudStack, CloudStackRead } from "./CloudStack.ts"
+import * as Failpoint from "./Failpoint.ts"
 import type { FreshRead, Intent } from "./Intent.ts"
+import { under } from "./Leadership.ts"
 import * as Metrics from "./Metrics.ts"
 import { Nbd, type WantedExport } from "./Nbd.ts"
 import { EXPIRY_MS } from "./Settle.ts"
@@ -41,6 +43,8 @@ export interface Execute {
   readonly running: Effect.Effect<ReadonlySet<OperationId>>
   /** The newest operation of each declaration, as far as this process began them. */
   readonly newest: Effect.Effect<ReadonlyMap<Uid, OperationId>>
+  /** Another process may have begun newer ones. */
+  readonly forget: Effect.Effect<void>
   /**
    * Start one action for each volume: intent row first, then the call, then what was answered. Answers are not waited
    * for; NBD changes are, all in one load. Outcomes are left to observation.
@@ -69,7 +73,9 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
 
   /** Null when the declaration moved on, or is busy, since it was planned for: the next pass plans what is so now (S15, S2). */
   const intend = <A extends Actions.Action>(action: A) =>
-    store.intend(action).pipe(
+    Failpoint.pass("intent.wanted").pipe(
+      Effect.andThen(store.intend(action)),
+      Effect.tap(() => Failpoint.pass("intent.durable")),
       Effect.tap((intent) => Ref.update(newest, (map) => new Map(map).set(action.uid, intent.operation_id))),
       Effect.map((intent): Intent<A["_tag"]> | null => intent),
       Effect.catchTag("GenerationConflict", "PreconditionLost", (error) =>
@@ -77,9 +83,10 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
       )
     )
 
-  /** An operation that an observation has ended meanwhile stays ended (S7). */
+  /** An operation that an observation has ended meanwhile stays ended (S7). What became of it is true in every term. */
   const advance = (id: OperationId, change: Advance) =>
     store.advance(id, change).pipe(
+      under(null),
       Effect.flatMap(Metrics.recorded),
       Effect.catchTag("PreconditionLost", (error) => Effect.logDebug("the operation has ended already", error.message))
     )
@@ -185,9 +192,11 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
           ).pipe(Effect.ignoreLogged)
         )
       )
+      yield* Failpoint.pass("answer.received")
       if (Either.isRight(outcome)) yield* accepted(intent, outcome.right)
       else if (outcome.left._tag === "OutcomeUnknown") yield* unknown(intent, submittedAt, outcome.left)
       else yield* refused(intent, outcome.left)
+      yield* Failpoint.pass("answer.recorded")
     }).pipe(
       Effect.annotateLogs({ volume: intent.action.name, action: intent.action._tag, operation: intent.operation_id }),
       Effect.catchAllCause((cause) =>
@@ -304,7 +313,12 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
     if (actions.length > 0) yield* wake.answered
   })
 
-  return { running: Ref.get(running), newest: Ref.get(newest), start } satisfies Execute as Execute
+  return {
+    running: Ref.get(running),
+    newest: Ref.get(newest),
+    forget: Ref.set(newest, new Map()),
+    start
+  } satisfies Execute as Execute
 })
 
 const withRead = <A>(

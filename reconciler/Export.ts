@@ -1,5 +1,5 @@
 import type { Action, Blocked } from "../schema/Action.ts"
-import type { BlockDevice } from "../schema/Inventory.ts"
+import type { BlockDevice, NbdSection } from "../schema/Inventory.ts"
 import type { Case, Decision, World } from "./Case.ts"
 import { because, block, causeOf, cloudUnread, tooSmall, unmet, wishOf } from "./Case.ts"
 import { awaited, deviceAmbiguous, deviceForbidden, guestUnread } from "./Device.ts"
@@ -167,6 +167,7 @@ export const blindly = (world: World, view: Merge.View): Decision => {
 /** Section and handshake are as they should be, as far as they can be seen. */
 const looksRight = ({ own, verification: v }: Merge.View, device: BlockDevice, read_only: boolean): boolean =>
   own !== null &&
+  own.unfinished === null &&
   own.read_only === read_only &&
   v !== null &&
   v.outcome === "served" &&
@@ -182,6 +183,7 @@ const howServed = (world: World, view: Merge.View): string => {
   const { verification: v } = view
   const state = world.merged.nbd?.server.state ?? "unread"
   if (view.own === null) return "the file has no section for it"
+  if (view.own.unfinished !== null) return view.own.unfinished
   if (state !== "running") return `the server is ${state}`
   if (v === null) return "it was not asked for yet"
   if (v.outcome !== "served") return `the server answered ${v.outcome}${v.message === null ? "" : ` (${v.message})`}`
@@ -243,11 +245,12 @@ const exporting = (c: Case, device: BlockDevice, path: string): Action => {
     size: device.size,
     read_only: c.spec.read_only
   }
-  if (from !== null && kernelPath.test(from)) {
+  if (from !== null && (from === device.kernel_path || kernelPath.test(from))) {
     const why = `its section names ${from}, a letter that changes over reboots`
     return { _tag: "MigratePath", ...because(c.view, causeOf(c.met), why), ...common, from }
   }
-  const claim = own === null && section !== null ? `; the section ${section.name} is taken over` : ""
+  const claim =
+    own === null && section !== null ? `; the section ${section.name}${standsIn(section)} is taken over` : ""
   const why = section === null ? "it should be served and is not" : `it should be served: ${howServed(c.world, c.view)}`
   return { _tag: "Export", ...because(c.view, causeOf(c.met), why + claim), ...common }
 }
@@ -258,12 +261,17 @@ const rivalOf = (view: Merge.View) => {
   return taken[0] ?? claimable[view.declaration.binding.export === null ? 1 : 0] ?? null
 }
 
+const standsIn = ({ file }: NbdSection): string => (file === null ? "" : ` in ${file}`)
+
+const unclaimable = ({ obstacle }: NbdSection): string =>
+  obstacle === null ? " too" : `, and volumed cannot take it over: ${obstacle}`
+
 const exportProblem = (c: Case, device: BlockDevice): Blocked | null => {
   const rival = rivalOf(c.view)
   if (rival !== null) {
     return block(
       "ExportNameTaken",
-      `the NBD section ${rival.name} leads to this volume's name or device too`,
+      `the NBD section ${rival.name}${standsIn(rival)} leads to this volume's name or device${unclaimable(rival)}`,
       "remove that section or the declaration behind it: one device is served under one name"
     )
   }

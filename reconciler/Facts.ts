@@ -30,7 +30,7 @@ export const learn = (
   const merged = Merge.make(inventory, living)
   const approved = options.approved ?? new Set()
   const { suspect } = Suspicion.make(merged, living, limits, now, approved)
-  const world: Case.World = { now, merged, limits, suspect, retrying: () => false }
+  const world: Case.World = { now, merged, limits, suspect, retrying: () => false, chosenId: () => Merge.unborn }
   const learned: Array<{ uid: Uid; binding: Binding }> = []
   for (const declaration of living) {
     if (declaration.binding.volume_id === null) continue

@@ -1,7 +1,6 @@
-import { type Cause, Clock, Duration, Effect, Fiber, Layer, PubSub, Ref, Stream } from "effect"
+import { Clock, Duration, Effect, Fiber, Layer, Ref, Stream } from "effect"
 import type { Plan, PlanItem } from "../schema/Action.ts"
-import type { Condition, Status } from "../schema/Condition.ts"
-import { type Declaration, isLiving } from "../schema/Declaration.ts"
+import type { Declaration } from "../schema/Declaration.ts"
 import type { StoreUnavailable } from "../schema/Errors.ts"
 import type { OperationId, Uid, VmId } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
@@ -14,13 +13,15 @@ import { Devices } from "./Devices.ts"
 import * as Execute from "./Execute.ts"
 import * as Facts from "./Facts.ts"
 import { Gate } from "./Gate.ts"
+import { Leadership, notLeading, obstacle, under } from "./Leadership.ts"
 import * as Metrics from "./Metrics.ts"
 import { Nbd } from "./Nbd.ts"
 import * as Observe from "./Observe.ts"
+import * as Picture from "./Picture.ts"
 import * as Plans from "./Plan.ts"
-import { type PassSummary, Reconciler, type View } from "./Reconciler.ts"
+import { Reconciler } from "./Reconciler.ts"
 import * as Settle from "./Settle.ts"
-import * as Statuses from "./Status.ts"
+import * as Standing from "./Standing.ts"
 import { type Maintenance, Store } from "./Store.ts"
 import * as Views from "./View.ts"
 import * as Wake from "./Wake.ts"
@@ -37,13 +38,14 @@ export interface Options extends Wake.Settings {
 /** Results of jobs asked for in one pass, at most: the rest is asked for in the next. */
 const JOBS_A_PASS = 16
 
-const HOUR_MS = 3_600_000
-
 /** A scan of the processes may be answered again for so long. */
 const CONNECTIONS_AGE = Duration.millis(250)
 
 /** Between two passes that local changes cause, at least; the first one is looked at at once. */
 const BETWEEN_POKES = Duration.millis(500)
+
+/** The database is asked for so long before a look goes on with what it said last. */
+const LOOK_MS = Duration.seconds(5)
 
 /** After a pass that broke, ms: doubling, so not hot (S22), up to so much that nobody waits for a minute (L5). */
 const AFTER_DEFECT_MS = 1_000
@@ -51,7 +53,7 @@ const AFTER_DEFECTS_MS = 15_000
 
 export const layer = (
   options: Options
-): Layer.Layer<Reconciler, StoreUnavailable, CloudStack | CloudStackRead | Devices | Gate | Nbd | Store> =>
+): Layer.Layer<Reconciler, never, CloudStack | CloudStackRead | Devices | Gate | Leadership | Nbd | Store> =>
   Layer.scoped(Reconciler, make(options))
 
 const make = Effect.fn("Loop.make")(function* (options: Options) {
@@ -63,11 +65,11 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   const nbd = yield* Nbd
   const wake = yield* Wake.make(options)
   const execute = yield* Execute.make(wake, scope, options.calls)
-  const startedAt = yield* Clock.currentTimeMillis
-  const changed = yield* PubSub.sliding<void>(1)
-  const view = yield* Ref.make<View>(Views.blank)
-  const conditions = yield* Ref.make(yield* store.conditions)
-  const earlier = yield* newestOperations(store)
+  const leadership = yield* Leadership
+  const picture = yield* Picture.make(store, options.appliance_vm_id, wake, execute.newest)
+  /** The term that has begun here: what was learned in another one was read again since. */
+  const reign = yield* Ref.make<number | null>(null)
+  const known = yield* Ref.make(Standing.blank)
   const machines = yield* Ref.make<Observe.Machines | null>(null)
   const onePass = yield* Effect.makeSemaphore(1)
 
@@ -94,29 +96,27 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     return inventory
   })
 
-  const input = Effect.fn(function* (
-    declarations: ReadonlyArray<Declaration>,
-    operations: ReadonlyArray<Operation>,
-    inventory: Inventory,
-    only: ReadonlySet<Uid> | null
-  ) {
-    const now = yield* Clock.currentTimeMillis
-    const approvals = yield* store.approvals(now)
+  const input = Effect.fn(function* (standing: Standing.Standing, inventory: Inventory, only: ReadonlySet<Uid> | null) {
     return {
-      now,
-      declarations,
+      ...standing,
+      now: yield* Clock.currentTimeMillis,
       only,
       inventory,
-      operations,
       limits: options.limits,
-      destructive_last_hour: yield* store.destructiveSince(now - HOUR_MS),
-      approved: new Set(approvals.map(Plans.heldKey)),
       backoff: yield* wake.backoff,
       hold: yield* gate.reason,
-      maintenance: Plans.maintained(yield* store.maintenance),
-      withheld: yield* store.withheld,
       digest: options.digest
     } satisfies Plans.Input as Plans.Input
+  })
+
+  /** What the database says besides, as of now, to be planned with: and to look on with while it does not answer. */
+  const standing = Effect.fn(function* (
+    declarations: ReadonlyArray<Declaration>,
+    operations: ReadonlyArray<Operation>
+  ) {
+    const read: Standing.Standing = { declarations, operations, ...(yield* Standing.aside(store)) }
+    yield* Ref.set(known, read)
+    return read
   })
 
   /** A job's own words are asked for only where the row shows neither job nor effect: never job by job while they run. */
@@ -140,7 +140,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   const settle = Effect.fn("Loop.settle")(function* (
     operations: ReadonlyArray<Operation>,
     declarations: ReadonlyArray<Declaration>,
-    inventory: Inventory
+    inventory: Inventory,
+    process_started_at: number
   ) {
     const now = yield* Clock.currentTimeMillis
     const byUid = new Map(declarations.map((d) => [d.uid, d]))
@@ -151,7 +152,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       declaration: byUid.get(operation.uid) ?? null,
       bound,
       job,
-      process_started_at: startedAt,
+      process_started_at,
       limits: options.limits
     })
     const first = operations.map(
@@ -194,8 +195,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       case "Pending":
         return false
       case "Uncertain":
-        // The clock of a quarantine starts at the first doubt, not at each new wording of it; a delete counts its readings.
-        if (operation.phase === "uncertain" && (operation.type !== "delete" || operation.error === verdict.note))
+        // The clock of a quarantine starts at the first doubt, not at each new wording of it; others count their readings.
+        if (operation.phase === "uncertain" && (!isRecounted(operation.type) || operation.error === verdict.note))
           return false
         yield* store.advance(id, { phase: "uncertain", status: "executing", error: verdict.note })
         yield* Effect.logInfo("observing").pipe(Effect.annotateLogs({ because: verdict.note }))
@@ -259,10 +260,10 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     yield* Effect.logInfo("the maintenance has ended").pipe(Effect.annotateLogs({ withheld: held.length, digest }))
   })
 
-  const living = Effect.map(store.declarations, (all) => all.filter(isLiving))
+  const living = Standing.living(store)
 
-  /** Learn, plan, check and act on one observation. */
-  const pass = Effect.fn("Loop.pass")(function* (asked: ReadonlySet<Uid> | null) {
+  /** Learn, plan, check and act on one observation. `since`: no predecessor sends anything that it signed later. */
+  const pass = Effect.fn("Loop.pass")(function* (asked: ReadonlySet<Uid> | null, since: number) {
     const began = yield* Clock.currentTimeMillis
     const over = yield* maintenanceOver(began)
     const only = over === null ? asked : null
@@ -271,31 +272,34 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     const open = yield* calls.open
     const declarations = yield* living
     const operations = yield* store.unresolved
-    const inventory = yield* observe(only, declarations, operations)
+    // What a create under way is to make is there or not a moment later: nothing is asked of it, as it is not judged.
+    const judgeable = operations.filter((o) => o.type !== "create" || !running.has(o.id))
+    const inventory = yield* observe(only, declarations, judgeable)
     yield* Metrics.observed(inventory)
     const judged = operations.filter((o) => !running.has(o.id) && (only === null || only.has(o.uid)))
-    const ended = yield* settle(judged, declarations, inventory)
+    const ended = yield* settle(judged, declarations, inventory, since)
 
     const now = yield* Clock.currentTimeMillis
     const claimed = yield* calls.claim(open, ended > 0 ? yield* living : declarations, inventory)
-    const known = ended > 0 || claimed ? yield* living : declarations
+    const told = ended > 0 || claimed ? yield* living : declarations
     const approved = new Set((yield* store.approvals(now)).map(Plans.heldKey))
-    const learned = Facts.learn(known, inventory, now, options.limits, { only, approved })
+    const learned = Facts.learn(told, inventory, now, options.limits, { only, approved })
     yield* store.bind(learned)
-    const current = learned.length > 0 ? yield* living : known
+    const current = learned.length > 0 ? yield* living : told
     const unresolved = ended > 0 ? yield* store.unresolved : operations
 
-    if (over !== null) yield* endMaintenance(over, yield* input(current, unresolved, inventory, null))
-    const planInput = yield* input(current, unresolved, inventory, only)
+    if (over !== null) yield* endMaintenance(over, yield* input(yield* standing(current, unresolved), inventory, null))
+    const planInput = yield* input(yield* standing(current, unresolved), inventory, only)
     const plan = Plans.make(planInput)
     const violations = Check.check(planInput, plan)
     for (const violation of violations)
       yield* Effect.logError("invariant violated; this volume is not touched", violation)
     const stopped = new Set(violations.map((v) => v.uid))
     const actions = plan.items.flatMap((item) => (item.next === null || stopped.has(item.uid) ? [] : [item.next]))
-    for (const item of plan.items) if (item.removal_done && !stopped.has(item.uid)) yield* store.finishRemoval(item.uid)
+    for (const { uid, removal_done } of plan.items)
+      if (removal_done && !stopped.has(uid)) yield* Effect.andThen(store.finishRemoval(uid), wake.gone(uid))
     // Whoever is told of an end looks at the world next, and is to find there what ended it.
-    yield* Ref.update(view, (before) => ({ ...before, ...Views.look(before, inventory, only === null) }))
+    yield* picture.look(inventory, only === null)
     yield* calls.end({ open, only, plan, inventory, declarations: current, unresolved })
     yield* execute.start(actions, inventory)
 
@@ -327,108 +331,117 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       unwell: summary.problems.length > 0,
       due_at: dueAt(current, yield* store.maintenance, yield* Clock.currentTimeMillis)
     })
-    yield* publish(current, inventory, plan, only, summary)
+    yield* picture.publish({ declarations: current, inventory, plan, only, summary })
     return summary
   })
 
-  const publish = Effect.fn(function* (
-    declarations: ReadonlyArray<Declaration>,
-    inventory: Inventory,
-    plan: Plan,
-    only: ReadonlySet<Uid> | null,
-    summary: PassSummary
-  ) {
-    const now = yield* Clock.currentTimeMillis
-    const before = yield* Ref.get(view)
-    const items = new Map(plan.items.map((item) => [item.uid, item]))
-    const previous = yield* Ref.get(conditions)
-    const operations = yield* execute.newest
-    const backoff = yield* wake.backoff
-    const statuses = new Map<Uid, Status>()
-    const transitions: Array<{ uid: Uid; conditions: ReadonlyArray<Condition> }> = []
-    for (const declaration of declarations) {
-      const old = before.statuses.get(declaration.uid)
-      if (only !== null && !only.has(declaration.uid)) {
-        if (old !== undefined) statuses.set(declaration.uid, old)
-        continue
-      }
-      const was = previous.get(declaration.uid) ?? []
-      const status = Statuses.make({
-        declaration,
-        inventory,
-        item: items.get(declaration.uid) ?? null,
-        last_operation_id: operations.get(declaration.uid) ?? earlier.get(declaration.uid) ?? null,
-        previous: was,
-        retry_at: backoff.get(declaration.uid)?.retry_at ?? null,
-        now
-      })
-      statuses.set(declaration.uid, status)
-      if (!Views.sameConditions(was, status.conditions))
-        transitions.push({ uid: declaration.uid, conditions: status.conditions })
-    }
-    yield* store.saveConditions(transitions)
-    if (transitions.length > 0) {
-      yield* Ref.update(conditions, (map) => {
-        const next = new Map(map)
-        for (const { uid, conditions } of transitions) next.set(uid, conditions)
-        return next
-      })
-    }
-    // What could not be read is not gone: its rows stay until somebody sees (S17).
-    const isWhole = inventory.cloud._tag === "Known" && inventory.cloud.complete && inventory.guest._tag === "Known"
-    if (isWhole) yield* store.saveDeviceMappings(Views.mappings(statuses, options.appliance_vm_id))
-    yield* Ref.set(view, {
-      ...before,
-      plan: only === null || before.plan === null ? plan : Views.overlayPlan(before.plan, plan, declarations),
-      statuses,
-      last_pass: summary
-    })
-    yield* PubSub.publish(changed, undefined)
-  })
-
-  const counted = (only: ReadonlySet<Uid> | null) => Metrics.passing(only === null ? "full" : "partial")(pass(only))
-
-  const guarded = (only: ReadonlySet<Uid> | null) => onePass.withPermits(1)(counted(only))
-
-  /** Whoever asks may go away: then the wait for a turn ends, and a pass that has begun goes on in the loop's scope. */
-  const sync = Effect.uninterruptibleMask((restore) =>
-    restore(onePass.take(1)).pipe(
-      Effect.andThen(
-        Effect.interruptible(counted(null)).pipe(Effect.ensuring(onePass.release(1)), Effect.forkIn(scope))
-      ),
-      Effect.flatMap((running) => restore(Fiber.join(running)))
-    )
-  )
-
   const broken = yield* Ref.make(0)
 
-  const again = Effect.fn(function* (cause: Cause.Cause<unknown>) {
-    yield* Effect.logError("a pass broke; trying again", cause)
+  const hesitate = Effect.gen(function* () {
     const times = yield* Ref.getAndUpdate(broken, (n) => n + 1)
     yield* Effect.sleep(Math.min(AFTER_DEFECTS_MS, AFTER_DEFECT_MS * 2 ** Math.min(times, 10)))
     yield* wake.pokeAll
   })
 
+  /**
+   * Observes and plans with what the database says, or said last, and shows it: nothing is written, intended or called.
+   * `why`: what keeps this process from acting.
+   */
+  const look = Effect.fn("Loop.look")(function* (only: ReadonlySet<Uid> | null, why: string) {
+    const began = yield* Clock.currentTimeMillis
+    // Conditions as the leader wrote them, so that both show the same times.
+    const read = Effect.zipRight(picture.load, Standing.read(store)).pipe(Effect.timeout(LOOK_MS))
+    const said = yield* Effect.orElse(read, () => Ref.get(known))
+    yield* Ref.set(known, said)
+    const inventory = yield* observe(only, said.declarations, said.operations)
+    yield* Metrics.observed(inventory)
+    const plan = Plans.make({ ...(yield* input(said, inventory, only)), hold: why })
+    const ended = yield* Clock.currentTimeMillis
+    const summary = Views.summarize(plan, 0, 0, began, ended, inventory, [{ message: why }])
+    yield* wake.passed({ full: only === null, only, flight: new Set(), unwell: true, due_at: null })
+    yield* picture.show({ declarations: said.declarations, inventory, plan, only, summary })
+    return summary
+  })
+
+  /** A new term: somebody else may have led since the last one, so that nothing counts that was known then. */
+  const begin = Effect.fn("Loop.begin")(function* (term: number) {
+    yield* picture.load
+    yield* execute.forget
+    yield* wake.forget
+    yield* Ref.set(reign, term)
+    yield* Effect.logInfo("leading: acting from here on").pipe(Effect.annotateLogs({ term }))
+  })
+
+  /** A pass, where this process leads. */
+  const act = (asked: ReadonlySet<Uid> | null) =>
+    Effect.gen(function* () {
+      const role = yield* leadership.role
+      if (role._tag !== "Leading") return yield* notLeading(role)
+      const isNew = (yield* Ref.get(reign)) !== role.term
+      const steps = Effect.andThen(isNew ? begin(role.term) : Effect.void, pass(isNew ? null : asked, role.since))
+      const summary = yield* under(role.term)(steps)
+      yield* Ref.set(broken, 0)
+      yield* Effect.logDebug("pass", summary)
+      return summary
+    })
+
+  const counted = <A, E>(only: ReadonlySet<Uid> | null, effect: Effect.Effect<A, E>) =>
+    Metrics.passing(only === null ? "full" : "partial")(effect)
+
+  const isLeading = Effect.map(leadership.role, (role) => role._tag === "Leading")
+  const untilLeading = Stream.runHead(Stream.filterEffect(leadership.roles, () => isLeading))
+
+  const standBy = Effect.fn(function* (only: ReadonlySet<Uid> | null) {
+    const why = obstacle(yield* leadership.role)
+    if (why !== null) yield* counted(only, look(only, why))
+  })
+
+  /** Whatever keeps from acting, the world is looked at. Whoever becomes leader meanwhile begins at once. */
+  const turn = Effect.fn("Loop.turn")(function* (only: ReadonlySet<Uid> | null) {
+    if (!(yield* isLeading)) return yield* Effect.raceFirst(standBy(only), Effect.andThen(untilLeading, wake.pokeAll))
+    yield* counted(only, act(only)).pipe(
+      Effect.catchAll((error) =>
+        Effect.logWarning("the database failed a pass; looking on", error.message).pipe(
+          Effect.andThen(counted(only, look(only, error.message))),
+          Effect.andThen(hesitate)
+        )
+      )
+    )
+  })
+
+  /** Whoever asks may go away: then the wait for a turn ends, and a pass that has begun goes on in the loop's scope. */
+  const sync = Effect.uninterruptibleMask((restore) =>
+    restore(onePass.take(1)).pipe(
+      Effect.andThen(
+        Effect.interruptible(counted(null, act(null))).pipe(Effect.ensuring(onePass.release(1)), Effect.forkIn(scope))
+      ),
+      Effect.flatMap((running) => restore(Fiber.join(running)))
+    )
+  )
+
   const loop = wake.next.pipe(
     Effect.flatMap((only) =>
-      guarded(only).pipe(
-        Effect.tap((summary) => Effect.logDebug("pass", summary)),
-        Effect.tap(Ref.set(broken, 0)),
-        // An interruption of the loop itself passes by here; one from inside a pass is a defect like any other.
-        Effect.catchAllCause(again)
-      )
+      onePass
+        .withPermits(1)(counted(only, turn(only)))
+        .pipe(
+          // An interruption of the loop itself passes by here; one from inside a pass is a defect like any other.
+          Effect.catchAllCause((cause) =>
+            Effect.andThen(Effect.logError("a pass broke; trying again", cause), hesitate)
+          )
+        )
     ),
     Effect.forever
   )
 
   /** The guest or the NBD side may have changed: only volumes on the appliance can be concerned. */
   const local = Effect.gen(function* () {
-    const { statuses } = yield* Ref.get(view)
+    const { statuses } = yield* picture.view
     const here = [...statuses].filter(([, s]) => s.attached_to === options.appliance_vm_id || s.next_actions.length > 0)
     yield* wake.nudge(here.map(([uid]) => uid))
   })
 
   yield* loop.pipe(Effect.forkIn(scope))
+  yield* Stream.runForEach(leadership.roles, () => wake.pokeAll).pipe(Effect.forkIn(scope))
   yield* Stream.merge(devices.pokes, nbd.pokes).pipe(
     Stream.debounce(Duration.millis(50)),
     // A link that flaps must not become a pass at every flap (D2, S22).
@@ -436,49 +449,29 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     Effect.forkIn(scope)
   )
 
-  const statusOf = Effect.fnUntraced(function* (declaration: Declaration) {
-    const current = yield* Ref.get(view)
-    const known = current.statuses.get(declaration.uid)
-    if (known !== undefined && known.observed_generation === declaration.generation) return known
-    const now = yield* Clock.currentTimeMillis
-    return Statuses.make({
-      declaration,
-      inventory: current.inventory,
-      item: null,
-      last_operation_id: (yield* execute.newest).get(declaration.uid) ?? earlier.get(declaration.uid) ?? null,
-      previous: (yield* Ref.get(conditions)).get(declaration.uid) ?? [],
-      retry_at: null,
-      now
-    })
-  })
-
   return {
     plan: Effect.fn("Loop.plan")(function* (candidates) {
-      const declarations = candidates ?? (yield* living)
-      const operations = yield* store.unresolved
-      const inventory = yield* observe(null, declarations, operations)
-      const planned = Plans.make({ ...(yield* input(declarations, operations, inventory, null)), backoff: new Map() })
-      return { plan: planned, inventory, declarations }
+      const said = yield* Standing.read(store)
+      const declarations = candidates ?? said.declarations
+      const inventory = yield* observe(null, declarations, said.operations)
+      const candidate = { ...said, ...(yield* Standing.aside(store)), declarations }
+      const plan = Plans.make({ ...(yield* input(candidate, inventory, null)), backoff: new Map() })
+      return { plan, inventory, declarations }
     }),
-    view: Ref.get(view),
+    view: picture.view,
     connections: yield* Effect.cachedWithTTL(
       Effect.map(nbd.observe([]), ({ holders }) => holders),
       CONNECTIONS_AGE
     ),
-    status: statusOf,
+    status: picture.status,
     sync,
     poke: wake.poke,
-    changes: Stream.fromPubSub(changed)
+    changes: picture.changes
   } satisfies Reconciler["Type"] as Reconciler["Type"]
 })
 
-/** The newest operation of each declaration among the last thousand that earlier processes left. */
-const newestOperations = Effect.fn(function* (store: Store["Type"]) {
-  const { items } = yield* store
-    .operations({ limit: 1000 })
-    .pipe(Effect.catchTag("CursorExpired", (error) => Effect.die(error)))
-  return new Map(items.toReversed().map((operation): [Uid, OperationId] => [operation.uid, operation.id]))
-})
+/** An operation whose volume must be read as gone twice: its row says since when it is. */
+const isRecounted = (type: Operation["type"]): boolean => type === "create" || type === "delete"
 
 /** Who must be looked at again soon: acting now, or waiting for something that passes by itself. */
 const inFlight = (plan: Plan, actions: ReadonlyArray<{ readonly uid: Uid }>): ReadonlySet<Uid> => {

@@ -4,6 +4,7 @@ import type { Binding, Declaration } from "../schema/Declaration.ts"
 import { unbound } from "../schema/Declaration.ts"
 import { exportNameOf, serialOf, uuidPattern } from "../schema/Ids.ts"
 import type { Uid, VmId, VolumeId } from "../schema/Ids.ts"
+import { sectionOf } from "../schema/Inventory.ts"
 import type {
   BlockDevice,
   CloudReading,
@@ -50,7 +51,7 @@ export interface View {
 export interface Others {
   /** Foreign ones that nobody else owns. */
   readonly claimable: ReadonlyArray<NbdSection>
-  /** Those that belong to another volume. */
+  /** Those that belong to another volume, or must not become ours. */
   readonly taken: ReadonlyArray<NbdSection>
 }
 
@@ -240,7 +241,9 @@ const indexSections = (
   declarations: ReadonlyArray<Declaration>
 ): SectionIndex => {
   const byPath = new Map<string, BlockDevice>()
+  const byIdentity = new Map<string, BlockDevice>()
   for (const device of valueOf(inventory.guest)?.devices ?? none) {
+    byIdentity.set(device.identity, device)
     byPath.set(device.kernel_path, device)
     for (const path of device.by_id_paths) byPath.set(path, device)
   }
@@ -251,7 +254,8 @@ const indexSections = (
     if (named !== null) pushTo(byVolume, named, section)
     if (section.path === null) continue
     // What a path leads to now counts; only a dangling one is judged by what is written in it.
-    const device = byPath.get(section.path)
+    const seen = section.device === null ? undefined : byIdentity.get(section.device)
+    const device = seen ?? byPath.get(section.path)
     const serial = device === undefined ? (trailingSerial.exec(section.path)?.[1] ?? null) : device.serial
     if (serial !== null) pushTo(bySerial, prefixOfSerial(serial), section)
   }
@@ -273,13 +277,13 @@ const othersOf = (index: SectionIndex, declaration: Declaration, id: VolumeId): 
   const disputed = ownSection !== undefined && index.owners.get(ownSection) === null
   if (named === undefined && leading === undefined && !disputed) return noOthers
   const claimable: Array<NbdSection> = []
-  const taken: Array<NbdSection> = disputed ? [{ name: ownSection, path: null, read_only: false }] : []
+  const taken: Array<NbdSection> = disputed ? [sectionOf(ownSection, null, false)] : []
   for (const section of new Set([...(named ?? none), ...(leading ?? none)])) {
     if (section.name === ownSection) continue
     const owner = index.owners.get(section.name)
     const nameOf = volumeOfName(section.name)
     const foreign = (owner !== undefined && owner !== declaration.uid) || (nameOf !== null && nameOf !== id)
-    ;(foreign ? taken : claimable).push(section)
+    ;(foreign || section.obstacle !== null ? taken : claimable).push(section)
   }
   return { claimable, taken }
 }
@@ -450,7 +454,15 @@ export const bind = (declaration: Declaration, action: Action, at: number, made:
     case "Tag":
       return binding
     case "Delete":
-      return { ...binding, volume_id: null, attachment: null, export: null, loss: null, device_awaited_since: null }
+      return {
+        ...binding,
+        volume_id: null,
+        attachment: null,
+        export: null,
+        loss: null,
+        device_awaited_since: null,
+        former_id: binding.volume_id
+      }
   }
 }
 
@@ -492,7 +504,7 @@ const without = (view: View, name: string): View["others"] => {
 }
 
 const serving = (view: View, action: Extract<Action, { _tag: "Export" | "MigratePath" }>): Partial<View> => ({
-  own: { name: action.export_name, path: action.path, read_only: action.read_only },
+  own: sectionOf(action.export_name, action.path, action.read_only),
   others: without(view, action.export_name),
   verification: {
     name: action.export_name,

@@ -160,7 +160,7 @@ export const queued = (due: number, backoff: number): Effect.Effect<void> =>
 /** One exchange with CloudStack, timed and counted by the status of its answer, or by why there is none. */
 export const calling =
   (command: string) =>
-  <A extends { readonly status: number }, E extends { readonly kind: "transport" | "timeout" }>(
+  <A extends { readonly status: number }, E extends { readonly kind: "transport" | "timeout" | "unconfigured" }>(
     exchange: Effect.Effect<A, E>
   ): Effect.Effect<A, E> =>
     Effect.gen(function* () {

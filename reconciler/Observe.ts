@@ -66,7 +66,20 @@ export const needsListing = (declarations: ReadonlyArray<Declaration>, operation
       deletion?.policy === "delete" ||
       binding.drift_since !== null ||
       (spec.attach_as === "root" && binding.attachment === null)
-  ) || operations.some((o) => o.type === "create" && o.volume_id === "")
+  ) || operations.some((o) => o.type === "create" && o.volume_id === "" && chosenId(o) === null)
+
+/** The id that an unanswered create gives its volume, if it was chosen: whether it was made is asked by that id (S9). */
+const chosenId = ({ request, volume_id }: Operation): VolumeId | null => {
+  const id = request["custom_id"]
+  return volume_id === "" && typeof id === "string" ? (id as VolumeId) : null
+}
+
+/** Something is to be created, so that it matters whether its id may be chosen. */
+const isWanting = ({ binding, deletion, spec }: Declaration): boolean => {
+  if (deletion !== null) return false
+  if (binding.volume_id === null) return spec.volume_id === null
+  return spec.on_loss === "recreate" && binding.loss !== null && binding.loss.proven_at !== null
+}
 
 const observeCloud = Effect.fn("Observe.cloud")(function* (scope: Scope) {
   const cloudstack = yield* CloudStackRead
@@ -78,7 +91,10 @@ const observeCloud = Effect.fn("Observe.cloud")(function* (scope: Scope) {
     const id = subject(declaration)
     if (id !== null) wanted.add(id)
   }
-  for (const operation of operations) if (operation.volume_id !== "") wanted.add(operation.volume_id as VolumeId)
+  for (const operation of operations) {
+    const id = operation.volume_id === "" ? chosenId(operation) : (operation.volume_id as VolumeId)
+    if (id !== null) wanted.add(id)
+  }
   const whole = scope.only === null || needsListing(declarations, operations)
   return yield* (whole ? readAll(wanted) : readSome(wanted)).pipe(
     Effect.flatMap((read) => withMachines(cloudstack, scope, declarations, wanted, read)),
@@ -177,7 +193,8 @@ const withMachines = (
         absent: applianceVisible ? absent : [],
         unresolved: applianceVisible ? unresolved : [],
         vms: vms.found,
-        vms_absent: vms.absent
+        vms_absent: vms.absent,
+        custom_ids: declarations.some(isWanting) ? yield* cloudstack.customIds : false
       },
       read.complete && (applianceVisible || absent.length + unresolved.length === 0),
       applianceVisible || absent.length + unresolved.length === 0

@@ -13,6 +13,7 @@ import type { Inventory } from "../schema/Inventory.ts"
 import { isUnresolved, type Operation } from "../schema/Operation.ts"
 import type { Limits } from "../schema/Settings.ts"
 import * as Case from "./Case.ts"
+import * as CustomId from "./CustomId.ts"
 import * as Decision from "./Decision.ts"
 import * as Merge from "./Merge.ts"
 import type { Maintenance } from "./Store.ts"
@@ -72,7 +73,8 @@ export const make = (input: Input): Plan => {
     merged,
     limits: input.limits,
     suspect: suspicion.suspect,
-    retrying: (uid) => input.backoff.has(uid as Uid)
+    retrying: (uid) => input.backoff.has(uid as Uid),
+    chosenId: (declaration) => CustomId.derive(input.digest, declaration)
   }
   const busy = inFlight(input.operations)
   const items: Array<PlanItem> = []

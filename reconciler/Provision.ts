@@ -1,6 +1,6 @@
 import type { Action, Blocked } from "../schema/Action.ts"
 import { UID_TAG } from "../schema/Action.ts"
-import type { Spec } from "../schema/Declaration.ts"
+import type { Declaration, Spec } from "../schema/Declaration.ts"
 import { GIB } from "../schema/Declaration.ts"
 import type { CloudVolume } from "../schema/Inventory.ts"
 import type { Case, Decision, World } from "./Case.ts"
@@ -20,12 +20,21 @@ import {
 import * as Merge from "./Merge.ts"
 
 export const provision = (world: World, view: Merge.View): Decision => {
-  const found = view.declaration.spec.volume_id === null ? world.merged.tagged(view.declaration.uid) : null
+  const found = view.declaration.spec.volume_id === null ? madeFor(world, view.declaration) : null
   if (found === null) return adopt(world, view, view.row)
   const [only] = found
   return found.length === 1 && only !== undefined
     ? adopt(world, { ...view, volume_id: only.id, cloud: "seen", row: only }, only)
     : unmet("volume", false, ...create(world, view, "declaration", "it does not exist yet"))
+}
+
+/** What bears the declaration's mark: its uid in a tag, or the id that only a create of ours gives. */
+const madeFor = ({ chosenId, merged }: World, declaration: Declaration): ReadonlyArray<CloudVolume> => {
+  const tagged = merged.tagged(declaration.uid)
+  const named = merged.named(declaration.spec.cloudstack_name)
+  if (tagged.length > 0 || named.length === 0) return tagged
+  const id = chosenId(declaration)
+  return named.includes(id) ? (merged.cloud?.volumes ?? []).filter((volume) => volume.id === id) : tagged
 }
 
 const severalMade = (ids: ReadonlyArray<string>): [string, string] => [
@@ -100,7 +109,8 @@ const create = (
     size_gib,
     disk_offering_id,
     zone_id,
-    existing_ids: [...world.merged.named(spec.cloudstack_name)].sort()
+    existing_ids: [...world.merged.named(spec.cloudstack_name)].sort(),
+    custom_id: world.merged.cloud?.custom_ids === true ? world.chosenId(view.declaration) : null
   }
   return [step, null]
 }

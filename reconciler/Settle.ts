@@ -1,5 +1,5 @@
 import { Option, Schema } from "effect"
-import { Action } from "../schema/Action.ts"
+import { Action, UID_TAG } from "../schema/Action.ts"
 import type * as Actions from "../schema/Action.ts"
 import type { Binding, Declaration } from "../schema/Declaration.ts"
 import { GIB } from "../schema/Declaration.ts"
@@ -156,14 +156,66 @@ const create = (operation: Operation, action: Actions.Create, evidence: Evidence
     if (!cloud.value.absent.includes(id) && !cloud.value.unresolved.includes(id)) {
       return pending("waiting for the volume to be listed")
     }
-    // Believed as late as any other loss (S17): a wrong "gone" would make a second volume (S10).
-    const note = `CloudStack gave volume ${id} and does not show it; reading again`
-    const since = notedSince(operation, note)
-    return since !== null && cloud.started_at >= since + evidence.limits.loss_confirmation_ms
-      ? notDone(`CloudStack gave volume ${id} and no longer has it`)
-      : uncertain(note)
+    return vanished(operation, action, id, evidence, cloud.started_at)
   }
-  return lookUp(operation, action, evidence)
+  return action.custom_id === null
+    ? lookUp(operation, action, evidence)
+    : chosen(operation, action, action.custom_id, evidence, cloud)
+}
+
+/** Made and not shown: believed as late as any other loss (S17), for a wrong "gone" would make a second volume (S10). */
+const vanished = (
+  operation: Operation,
+  action: Actions.Create,
+  id: VolumeId,
+  evidence: Evidence,
+  startedAt: number
+): Verdict => {
+  const note = `CloudStack gave volume ${id} and does not show it; reading again`
+  const since = notedSince(operation, note)
+  if (since === null || startedAt < since + evidence.limits.loss_confirmation_ms) return uncertain(note)
+  const { declaration } = evidence
+  const spent = declaration !== null && id === action.custom_id ? { ...declaration.binding, former_id: id } : null
+  return notDone(`CloudStack gave volume ${id} and no longer has it`, spent)
+}
+
+/**
+ * A create without an answer whose volume bears an id that we chose: it is there under that id, or it was not made. An id
+ * that CloudStack resolves and shows no volume for was given away, whenever that was. Names decide nothing here.
+ */
+const chosen = (
+  operation: Operation,
+  action: Actions.Create,
+  id: VolumeId,
+  evidence: Evidence,
+  cloud: { readonly started_at: number; readonly value: CloudReading }
+): Verdict => {
+  const row = rowOf(cloud.value, id)
+  if (row !== null) {
+    if (row.job_id !== null) return pending("the volume is being created")
+    const wrong = unlike(row, action, evidence)
+    return wrong === null
+      ? created(id, action, evidence, "found by its id after the answer was lost")
+      : { _tag: "NeedsOperator", error: `volume ${id} has the id that was chosen for this one, but ${wrong}` }
+  }
+  if (!cloud.value.unresolved.includes(id) && !cloud.value.absent.includes(id)) {
+    return pending(`waiting for volume ${id} to be read`)
+  }
+  if (!afterExpiry(operation, cloud.started_at, evidence)) {
+    return uncertain("the answer was lost; waiting for the request to expire")
+  }
+  return cloud.value.unresolved.includes(id)
+    ? notDone(`${answerTo(operation)}, and no volume was made`)
+    : vanished(operation, action, id, evidence, cloud.started_at)
+}
+
+/** Why a volume cannot be what the create was to make (S4), or null. */
+const unlike = (row: CloudVolume, action: Actions.Create, { bound, declaration }: Evidence): string | null => {
+  if (bound.has(row.id) && declaration?.binding.volume_id !== row.id) return "another declaration has it"
+  if (row.type !== "DATADISK") return `its type is ${row.type}`
+  if (row.name !== action.cloudstack_name) return `its name is ${JSON.stringify(row.name)}`
+  if (row.size < action.size_gib * GIB) return `it has only ${row.size} bytes`
+  return row.zone_id === null || row.zone_id === action.zone_id ? null : `it is in zone ${row.zone_id}`
 }
 
 /**
@@ -187,8 +239,7 @@ const lookUp = (operation: Operation, action: Actions.Create, evidence: Evidence
       v.size >= action.size_gib * GIB &&
       v.zone_id === action.zone_id &&
       v.disk_offering_id === action.disk_offering_id &&
-      v.vm_id === null &&
-      v.tags.length === 0
+      v.tags.every(({ key }) => key.toLowerCase() !== UID_TAG)
   )
   const [only, ...more] = candidates
   if (only === undefined) return notDone(`${answerTo(operation)}, and no volume was made`)
@@ -197,6 +248,15 @@ const lookUp = (operation: Operation, action: Actions.Create, evidence: Evidence
     return {
       _tag: "NeedsOperator",
       error: `the answer was lost and ${candidates.length} volumes could be the one that was made: ${ids}; delete the surplus or declare volume_id`
+    }
+  }
+  // A create leaves neither: it is another's of the same name, or ours and somebody was quick. It is not used, and no
+  // second one made.
+  if (only.vm_id !== null || only.tags.length > 0) {
+    const use = only.vm_id === null ? "has tags" : `is on VM ${only.vm_id}`
+    return {
+      _tag: "NeedsOperator",
+      error: `the answer was lost and volume ${only.id} could be the one that was made, but it ${use}: rename it in CloudStack if it is not`
     }
   }
   return only.job_id !== null
@@ -405,7 +465,8 @@ const exported = (operation: Operation, action: Actions.Export | Actions.Migrate
     go.size === action.size &&
     go.read_only === action.read_only &&
     go.device === action.device &&
-    section?.path === action.path
+    section?.path === action.path &&
+    section.unfinished === null
   if (served) {
     return settled(
       {

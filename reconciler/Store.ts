@@ -30,6 +30,16 @@ export type NewCall = Pick<
   "id" | "type" | "volume_id" | "vm_id" | "request" | "name" | "uid" | "generation" | "actor"
 > & { readonly wish: CallWish; readonly deadline_at: number }
 
+/**
+ * What observation taught about one declaration. `from`: what was known when the reading began; what was written since
+ * is kept, where the reading itself taught nothing new. Without it the whole binding is taken.
+ */
+export interface Learned {
+  readonly uid: Uid
+  readonly binding: Binding
+  readonly from?: Binding
+}
+
 /** The answer that was given to an Idempotency-Key. `digest` is of the request, so that another one is told apart. */
 export interface KeyedAnswer {
   readonly key: string
@@ -151,9 +161,7 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
       alongside?: Alongside
     ) => Effect.Effect<ReadonlyArray<Declaration>, GenerationConflict | PreconditionLost | StoreUnavailable>
     /** What was learned; no new generation. Rows that are unchanged are not written. */
-    readonly bind: (
-      changes: ReadonlyArray<{ readonly uid: Uid; readonly binding: Binding }>
-    ) => Effect.Effect<void, StoreUnavailable>
+    readonly bind: (changes: ReadonlyArray<Learned>) => Effect.Effect<void, StoreUnavailable>
     /** Close a removed declaration: its name is free again. */
     readonly finishRemoval: (uid: Uid) => Effect.Effect<void, StoreUnavailable>
 
@@ -174,7 +182,7 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     readonly settle: (
       id: OperationId,
       advance: Advance,
-      learned: { readonly uid: Uid; readonly binding: Binding } | null
+      learned: Learned | null
     ) => Effect.Effect<Operation, PreconditionLost | StoreUnavailable>
     /** Every operation whose outcome is not known yet, oldest first. */
     readonly unresolved: Effect.Effect<ReadonlyArray<Operation>, StoreUnavailable>
@@ -237,14 +245,23 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
 
     /** Rows of `device_mappings`. */
     readonly deviceMappings: Effect.Effect<ReadonlyArray<DeviceMappingRow>, StoreUnavailable>
-    /** Operations by type and status, and how long the newest thousand completed ones took. */
+    /** Operations by type and status, the pruned ones too, and how long the newest thousand completed ones took. */
     readonly statistics: Effect.Effect<Statistics, StoreUnavailable>
+
+    /**
+     * One batch, in one transaction, of what is older than it is kept; how many rows went, 0 when none are left. Never
+     * what anything may still follow from, however old, and never from the counts of `statistics`.
+     */
+    readonly prune: (kept: Kept) => Effect.Effect<number, StoreUnavailable>
 
     /** For health: engine, durability, schema version, and rows that were skipped because they do not decode (B10). */
     readonly describe: Effect.Effect<
       {
         readonly engine: string
+        /** An acknowledged commit survives a crash and a power cut. */
         readonly durable: boolean
+        /** Why it may not, a sentence each with what to set. */
+        readonly weak: ReadonlyArray<string>
         readonly schema_version: number
         readonly undecodable: ReadonlyArray<{ readonly table: string; readonly id: string; readonly problem: string }>
       },
@@ -252,6 +269,13 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     >
   }
 >() {}
+
+/** For how long, ms, operations that have ended and events are kept, counted back from `now` (ms since the epoch). */
+export interface Kept {
+  readonly now: number
+  readonly operations_ms: number
+  readonly events_ms: number
+}
 
 export type NewEvent = Pick<EventRow, "name" | "actor" | "message"> &
   Partial<Pick<EventRow, "uid" | "operation_id">> & { readonly kind: EventKind }

@@ -39,6 +39,16 @@ interface State {
   readonly retry: ReadonlyMap<Uid, number>
 }
 
+const start: State = {
+  full_at: 0,
+  poll_at: 0,
+  last_pass_at: 0,
+  due: new Set(),
+  flight: new Set(),
+  backoff: new Map(),
+  retry: new Map()
+}
+
 /**
  * What makes the next pass happen. Pokes carry no data and may be lost or doubled without harm: a full pass comes by
  * itself, and volumes in flight are polled.
@@ -50,11 +60,15 @@ export interface Wake {
   readonly nudge: (uids: ReadonlyArray<Uid>) => Effect.Effect<void>
   /** A full pass as soon as possible. */
   readonly pokeAll: Effect.Effect<void>
+  /** Everything is looked at anew, and nothing is known to have failed: as at the start. */
+  readonly forget: Effect.Effect<void>
   /** One of our own calls was answered; several answers are read together. */
   readonly answered: Effect.Effect<void>
   readonly failed: (uid: Uid, message: string) => Effect.Effect<void>
   /** The volume was observed as wanted. */
   readonly stable: (uid: Uid) => Effect.Effect<void>
+  /** The removal of this declaration is finished: nothing is waited for any more. */
+  readonly gone: (uid: Uid) => Effect.Effect<void>
   readonly backoff: Effect.Effect<ReadonlyMap<Uid, Backoff>>
   /** After a pass: who is in flight now, and whether a source was unread, which is worth an earlier look. */
   readonly passed: (pass: {
@@ -71,15 +85,7 @@ export interface Wake {
 
 export const make = Effect.fn("Wake.make")(function* (settings: Settings) {
   const signal = yield* Queue.sliding<void>(1)
-  const state = yield* Ref.make<State>({
-    full_at: 0,
-    poll_at: 0,
-    last_pass_at: 0,
-    due: new Set(),
-    flight: new Set(),
-    backoff: new Map(),
-    retry: new Map()
-  })
+  const state = yield* Ref.make(start)
   const ring = Effect.asVoid(Queue.offer(signal, undefined))
   const told = ({ due, backoff }: State) => Metrics.queued(due.size, backoff.size)
   const change = (f: (s: State) => State) => Ref.updateAndGet(state, f).pipe(Effect.flatMap(told), Effect.andThen(ring))
@@ -106,6 +112,7 @@ export const make = Effect.fn("Wake.make")(function* (settings: Settings) {
       })),
     nudge: (uids) => change((s) => ({ ...s, due: union(s.due, uids) })),
     pokeAll: change((s) => ({ ...s, full_at: 0 })),
+    forget: change(() => start),
     answered: Effect.flatMap(Clock.currentTimeMillis, (now) =>
       change((s) => ({
         ...s,
@@ -131,6 +138,7 @@ export const make = Effect.fn("Wake.make")(function* (settings: Settings) {
         if (entry.stable >= 1) return { ...s, backoff: without(s.backoff, [uid]) }
         return { ...s, backoff: new Map(s.backoff).set(uid, { ...entry, stable: entry.stable + 1 }) }
       }),
+    gone: (uid) => change((s) => ({ ...s, backoff: without(s.backoff, [uid]), retry: without(s.retry, [uid]) })),
     backoff: Effect.map(Ref.get(state), (s) => s.backoff),
     passed: Effect.fn(function* ({ due_at, full, only, flight, unwell }) {
       const now = yield* Clock.currentTimeMillis

@@ -23,7 +23,9 @@ export const Create = Schema.TaggedStruct("Create", {
   disk_offering_id: OfferingId,
   zone_id: ZoneId,
   /** Ids that bear `cloudstack_name` already: none of them can be what this create makes (safety: design consequence 3). */
-  existing_ids: Schema.Array(VolumeId)
+  existing_ids: Schema.Array(VolumeId),
+  /** The id that the volume is to have, sent as `customid`; null where the account may not choose one. */
+  custom_id: Schema.optionalWith(Schema.NullOr(VolumeId), { default: () => null })
 })
 /** Bind an existing volume. Calls nothing in CloudStack. */
 export const Adopt = Schema.TaggedStruct("Adopt", { ...common, volume_id: VolumeId })

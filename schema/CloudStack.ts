@@ -132,6 +132,19 @@ export const page = (command: string, element: string, body: unknown): Either.Ei
     return { count: count ?? 0, rows }
   })
 
+const decodeApi = decoder(
+  Schema.Struct({ name: Schema.String, params: Schema.Array(Schema.Struct({ name: Schema.String })) })
+)
+
+/** The names of the parameters that the server knows for one command (listApis, `ApiDiscoveryResponse`). */
+export const apiParameters = (name: string, body: unknown): Either.Either<ReadonlyArray<string>, string> =>
+  Either.gen(function* () {
+    const { rows } = yield* page("listApis", "api", body)
+    const api = yield* decodeApi(rows[0])
+    if (api.name !== name) return yield* Either.left("name: is another command's")
+    return api.params.map((parameter) => parameter.name)
+  })
+
 /** Decodes rows one by one: what cannot be read is named, never dropped silently. */
 const rowsOf =
   <A>(decode: (row: unknown) => Either.Either<A, string>) =>

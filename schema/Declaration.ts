@@ -123,7 +123,9 @@ export const Binding = Schema.Struct({
    */
   late: Schema.optionalWith(Schema.NullOr(Schema.Struct({ operation_id: OperationId, type: Schema.String })), {
     default: () => null
-  })
+  }),
+  /** An id that was chosen for its volume and went with it: CloudStack gives it to no other, so the next one is derived anew. */
+  former_id: Schema.optionalWith(Schema.NullOr(VolumeId), { default: () => null })
 })
 export type Binding = typeof Binding.Type
 
@@ -137,7 +139,8 @@ export const unbound: Binding = {
   repairs: [],
   drift_since: null,
   device_awaited_since: null,
-  late: null
+  late: null,
+  former_id: null
 }
 
 /** One named wish with its identity, its history and what we know of its volume. */

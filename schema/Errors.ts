@@ -80,10 +80,20 @@ export class NbdUnavailable extends Schema.TaggedError<NbdUnavailable>()("NbdUna
   }
 }
 
+/**
+ * Why the database did not do it. `busy`: a deadlock or a lock, worth repeating at once. `standby`: another process leads,
+ * and only the leader writes. `refused`: the database is not one we may use, or not with these rights.
+ */
+export const StoreProblem = Schema.Literal("unreachable", "busy", "read_only", "full", "standby", "refused", "damaged")
+export type StoreProblem = typeof StoreProblem.Type
+
 /** The database did not take or give data. `outcome_unknown`: a COMMIT was sent and its answer is missing. */
 export class StoreUnavailable extends Schema.TaggedError<StoreUnavailable>()("StoreUnavailable", {
   detail: Schema.String,
   outcome_unknown: Schema.Boolean,
+  problem: Schema.optionalWith(StoreProblem, { default: () => "unreachable" as const }),
+  /** Who writes instead, where that is known. */
+  leader: Schema.optionalWith(Schema.NullOr(Schema.String), { default: () => null }),
   cause: Schema.optional(Schema.Defect)
 }) {
   override get message() {

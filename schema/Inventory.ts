@@ -80,6 +80,8 @@ export interface CloudReading {
   readonly vms: ReadonlyArray<VirtualMachine>
   /** VMs looked up by id and not visible to us. */
   readonly vms_absent: ReadonlyArray<VmId>
+  /** This account may choose the id of what it creates. Asked only where something is to be created, false elsewhere. */
+  readonly custom_ids: boolean
 }
 
 /** A disk of this guest, from sysfs. */
@@ -109,13 +111,33 @@ export interface GuestReading {
   readonly broken_links: ReadonlyArray<{ readonly path: string; readonly problem: string }>
 }
 
-/** A section of the NBD server's file, whoever wrote it. */
+/** A section of the NBD server's file or of its includedir, whoever wrote it. */
 export const NbdSection = Schema.Struct({
+  /** Text; bytes that are no UTF-8 stand in it as `NbdName` writes them. */
   name: Schema.String,
   path: Schema.NullOr(Schema.String),
-  read_only: Schema.Boolean
+  read_only: Schema.Boolean,
+  /** The file of the includedir that it stands in, beside our own section of that name or alone; null: in the one file. */
+  file: Schema.NullOr(Schema.String),
+  /** Identity (as in BlockDevice) of what its path leads to; null where that is no disk, or was not looked at. */
+  device: Schema.NullOr(Schema.String),
+  /** Why it must not become ours; null when it may, or is. */
+  obstacle: Schema.NullOr(Schema.String),
+  /** Why it is not served for good, however right it looks: a load was not finished. Null when it is. */
+  unfinished: Schema.NullOr(Schema.String)
 })
 export type NbdSection = typeof NbdSection.Type
+
+/** A section in the one file, with nothing to be said about it. */
+export const sectionOf = (name: string, path: string | null, read_only: boolean): NbdSection => ({
+  name,
+  path,
+  read_only,
+  file: null,
+  device: null,
+  obstacle: null,
+  unfinished: null
+})
 
 /** What a GO handshake said about one export, the only evidence that counts. */
 export const Verification = Schema.Struct({
@@ -161,6 +183,8 @@ export interface NbdReading {
    * is fine, does not exist yet, or is broken and will be rendered anew by the next load (`server.problem` says so then).
    */
   readonly config_problem: string | null
+  /** What explicit settings will take away from what somebody else's file admits now, as sentences. */
+  readonly narrowings: ReadonlyArray<string>
   /** A GO on the file's generation marker was granted: this very file is loaded whole. */
   readonly loaded: boolean
   readonly verifications: ReadonlyArray<Verification>

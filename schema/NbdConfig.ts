@@ -1,3 +1,5 @@
+import * as NbdName from "./NbdName.ts"
+
 /**
  * The grammar of nbd-server's file: a GLib key file (`gkeyfile.c`), and the sections of it that are ours.
  *
@@ -127,12 +129,20 @@ export const refusal = (document: Document): string | null => {
   const first = document.sections[0]
   if (first === undefined) return "it holds no section"
   if (first.name !== "generic") return `its first section is [${first.name}], not [generic]`
+  return refusalOf(document, (name) => (name === "generic" ? GENERIC_KEYS : EXPORT_KEYS))
+}
+
+/** The same for a file of the includedir, of which one refused stops the whole server. An empty one is none; a [generic] in it is an export. */
+export const includeRefusal = (document: Document): string | null => refusalOf(document, () => EXPORT_KEYS)
+
+const refusalOf = (document: Document, tableOf: (name: string) => Keys): string | null => {
   for (const name of new Set(document.sections.map((s) => s.name))) {
-    const tables = name === "generic" ? GENERIC_KEYS : EXPORT_KEYS
-    if (name !== "generic" && valueOf(document, name, "exportname") === null) return `[${name}] has no exportname`
-    for (const [keys, grammar, expected] of tables) {
+    const table = tableOf(name)
+    const shown = NbdName.textOf(name)
+    if (table === EXPORT_KEYS && valueOf(document, name, "exportname") === null) return `[${shown}] has no exportname`
+    for (const [keys, grammar, expected] of table) {
       const wrong = keys.find((key) => !grammar.test(valueOf(document, name, key) ?? "0"))
-      if (wrong !== undefined) return `${wrong} in [${name}] is not ${expected}`
+      if (wrong !== undefined) return `${wrong} in [${shown}] is not ${expected}`
     }
   }
   return null
@@ -155,13 +165,6 @@ const EXPORT_KEYS: Keys = [
   [["maxconnections"], INTEGER, "a number"]
 ]
 
-/** Always in the file: nbd-server does not start without any export, and a GO on it tells a living server from a hung one. */
-export const SENTINEL = "volumed-sentinel"
-const MARKER = /^gen-[0-9a-f]{32}$/
-
-/** Sections that hold no volume and that only we write. */
-export const isHousekeeping = (name: string): boolean => name === SENTINEL || MARKER.test(name)
-
 /** The line that makes a `[generic]` ours: without it the section is somebody else's and stays as it is. */
 const SIGNATURE = "# This [generic] is written by volumed; delete this line to keep your own values."
 
@@ -179,36 +182,82 @@ export interface Listen {
   readonly port: number
 }
 
-/**
- * What somebody else's `[generic]` means for us. `conflict`: the server cannot be reached where the settings say, so the
- * file is of no use to us as it is. `remarks`: worth a look, no hindrance.
- */
-export const judgeGeneric = (
-  document: Document,
-  listen: Listen
-): { readonly conflict: string | null; readonly remarks: ReadonlyArray<string> } => {
-  if (ownsGeneric(document)) return { conflict: null, remarks: [] }
+/** Where the settings want the server, and which of that somebody said: a default gives way to a file that exists. */
+export interface Wish extends Listen {
+  readonly explicit: { readonly host: boolean; readonly port: boolean }
+}
+
+/** What a `[generic]` means for us. */
+export interface Judgement {
+  /** Where the server is reached once this file, as we leave it, is loaded; also under which address we ask it. */
+  readonly listen: Listen
+  /** Whom the server becomes once it has read the file; null: nobody else. */
+  readonly user: string | null
+  /** An explicit setting is narrower than what somebody else wrote: the address that replaces their listenaddr. */
+  readonly narrowed: string | null
+  /** The server cannot be reached where the settings say, so the file is of no use to us as it is. */
+  readonly conflict: string | null
+  /** Worth a look, no hindrance. */
+  readonly remarks: ReadonlyArray<string>
+}
+
+/** Somebody else's values are taken as they run; a setting that was made and means fewer addresses wins over theirs. */
+export const judgeGeneric = (document: Document | null, wish: Wish): Judgement => {
+  const listen = { host: wish.host, port: wish.port }
+  const fine: Judgement = { listen, user: null, narrowed: null, conflict: null, remarks: [] }
+  if (document === null || ownsGeneric(document)) return fine
+  const conflicting = (conflict: string): Judgement => ({ ...fine, conflict })
+  if (flagOf(document, "generic", "force_tls"))
+    return conflicting("its [generic] forces TLS, which volumed cannot speak")
   const port = (valueOf(document, "generic", "port") ?? "10809").trim()
-  const addresses = (valueOf(document, "generic", "listenaddr") ?? "").split(/[, \t]+/).filter((a) => a !== "")
-  const wide = addresses.length === 0 || addresses.some((a) => a === "0.0.0.0" || a === "::")
-  if (port !== String(listen.port)) {
-    return { conflict: `its [generic] says port ${port}, the settings say ${listen.port}`, remarks: [] }
+  if (wish.explicit.port && port !== String(wish.port)) {
+    return conflicting(`its [generic] says port ${port}, the settings say ${wish.port}`)
   }
-  if (!wide && !addresses.includes(listen.host)) {
-    const conflict = `its [generic] listens on ${addresses.join(", ")}, the settings say ${listen.host}`
-    return { conflict, remarks: [] }
+  if (!/^[1-9]\d{0,4}$/.test(port) || Number(port) > 65_535) return conflicting(`its [generic] says port ${port}`)
+  const { addresses, wide } = listening(document)
+  const host = hostOf(addresses, wide, wish)
+  if (host === null) {
+    const conflict = `its [generic] listens on ${addresses.join(", ")}, the settings say ${wish.host}`
+    return conflicting(wish.explicit.host ? conflict : `${conflict}, and none of its addresses is a plain IPv4 one`)
   }
+  const narrowed = wish.explicit.host && (wide || addresses.length > 1) ? wish.host : null
   const user = valueOf(document, "generic", "user")?.trim() ?? "root"
   return {
+    listen: { host, port: Number(port) },
+    user: user === "root" ? null : user,
+    narrowed,
     conflict: null,
     remarks: [
-      ...(wide ? ["its [generic] listens on every address of this machine"] : []),
+      ...(wide && narrowed === null ? ["its [generic] listens on every address of this machine"] : []),
+      ...(narrowed === null ? [] : [`the next load makes its [generic] listen on ${narrowed} alone, as NBD_HOST says`]),
       ...(user === "root" ? [] : [`its [generic] runs the server as ${user}, who must be able to open the devices`])
     ]
   }
 }
 
-/** One export of ours. */
+/** Where a `[generic]` of somebody else makes the server listen; `wide`: everywhere. */
+const listening = (document: Document) => {
+  const addresses = (valueOf(document, "generic", "listenaddr") ?? "").split(/[, \t]+/).filter((a) => a !== "")
+  return { addresses, wide: addresses.length === 0 || addresses.some((a) => a === "0.0.0.0" || a === "::") }
+}
+
+/** The address of the server to ask at; null where there is none that we may use. */
+const hostOf = (addresses: ReadonlyArray<string>, wide: boolean, wish: Wish): string | null => {
+  if (wide || addresses.includes(wish.host)) return wish.host
+  if (wish.explicit.host) return null
+  const plain = addresses.find((address) => addressProblem(address) === null)
+  return plain ?? (addresses.includes("localhost") ? "127.0.0.1" : null)
+}
+
+/** What an explicit NBD_HOST takes away from a file that exists, as sentences. */
+export const narrowedListening = (document: Document, wish: Wish): ReadonlyArray<string> => {
+  if (judgeGeneric(document, wish).narrowed === null) return []
+  const { addresses, wide } = listening(document)
+  const now = wide ? "every address of this machine" : addresses.join(", ")
+  return [`NBD_HOST=${wish.host}: the server listens on ${now} and will listen on ${wish.host} alone`]
+}
+
+/** One export of ours, its name in bytes. */
 export interface Export {
   readonly name: string
   readonly path: string
@@ -219,9 +268,11 @@ export interface Export {
 export interface Rendering {
   /** The file as it is; null for a new one. */
   readonly base: Document | null
-  readonly listen: Listen
+  readonly listen: Wish
   readonly sentinel: string
   readonly exports: ReadonlyArray<Export>
+  /** Names that others chose and that stand elsewhere than in `base` until now: they are kept as they are. */
+  readonly moving: ReadonlyArray<string>
   /** Names whose sections leave the file, beside those of `exports`. Every other section stays byte for byte. */
   readonly drop: ReadonlyArray<string>
 }
@@ -235,7 +286,7 @@ export type Rendered =
 export const render = (rendering: Rendering): Rendered => {
   const problems = problemsOf(rendering)
   if (problems.length > 0) return { _tag: "Refused", problems }
-  const own = [sentinelSection(SENTINEL, rendering.sentinel), ...byName(rendering.exports).map(exportSection)]
+  const own = [sentinelSection(NbdName.SENTINEL, rendering.sentinel), ...byName(rendering.exports).map(exportSection)]
   return { _tag: "Rendered", body: foreignPart(rendering) + own.map((lines) => `\n${lines}`).join("") }
 }
 
@@ -253,7 +304,7 @@ export const generation = (
   document: Document
 ): { readonly marker: string; readonly body: string; readonly hash: string } | null => {
   const last = document.sections.at(-1)
-  if (last === undefined || !MARKER.test(last.name) || last.lead !== "\n" || document.tail !== "") return null
+  if (last === undefined || !NbdName.MARKER.test(last.name) || last.lead !== "\n" || document.tail !== "") return null
   const text = print(document)
   return {
     marker: last.name,
@@ -269,9 +320,12 @@ const byName = (exports: ReadonlyArray<Export>): ReadonlyArray<Export> =>
 const foreignPart = (rendering: Rendering): string => {
   const leaving = leavingNames(rendering)
   const ours = ownsGeneric(rendering.base)
-  const kept = (rendering.base?.sections ?? []).map((section) => {
+  const { narrowed } = judgeGeneric(rendering.base, rendering.listen)
+  const kept = (rendering.base?.sections ?? []).map((section, index) => {
     if (section.name === "generic" && ours) return unsigned(section.lead)
-    return leaving(section.name) ? trimmed(section.lead) : section.lead + section.body
+    if (leaving(section.name)) return trimmed(section.lead)
+    if (section.name !== "generic" || narrowed === null) return section.lead + section.body
+    return section.lead + relistening(section.body, index === 0 ? narrowed : null)
   })
   const text = trimmed(kept.join("") + (rendering.base?.tail ?? ""))
   if (!ours) return text
@@ -281,8 +335,28 @@ const foreignPart = (rendering: Rendering): string => {
 
 const leavingNames = (rendering: Rendering): ((name: string) => boolean) => {
   const names = new Set([...rendering.exports.map((e) => e.name), ...rendering.drop])
-  return (name) => names.has(name) || isHousekeeping(name)
+  return (name) => names.has(name) || NbdName.isHousekeeping(name)
 }
+
+/** A `[generic]` of somebody else that listens elsewhere, and is the same in everything besides. */
+const relistening = (body: string, host: string | null): string => {
+  const [header = "", ...lines] = linesOf(body)
+  const rest = lines.filter((line) => !isListenaddr(line)).join("")
+  const ended = header.endsWith("\n") ? header : `${header}\n`
+  return host === null ? header + rest : `${ended}listenaddr = ${host}\n${rest}`
+}
+
+const isListenaddr = (line: string): boolean => {
+  const read = readLine(line)
+  return read._tag === "Pair" && read.key === "listenaddr"
+}
+
+/** The file of somebody else without these sections, all other bytes as they are. */
+export const without = (document: Document, names: ReadonlySet<string>): string =>
+  print({
+    ...document,
+    sections: document.sections.map((one) => (names.has(one.name) ? { ...one, body: "" } : one))
+  })
 
 const unsigned = (lead: string): string =>
   trimmed(
@@ -354,14 +428,18 @@ export const disagreement = (text: string, rendering: Rendering): string | null 
   const leaving = leavingNames(rendering)
   const generic = ownsGeneric(rendering.base)
   const foreign = (one: Section) => !leaving(one.name) && !(one.name === "generic" && generic)
-  const bodies = (sections: ReadonlyArray<Section>) => sections.filter(foreign).map((s) => s.body.replace(/\r?\n$/, ""))
+  const { narrowed } = judgeGeneric(rendering.base, rendering.listen)
+  const bodyOf = ({ body, name }: Section) =>
+    (name === "generic" && narrowed !== null ? relistening(body, null) : body).replace(/\r?\n$/, "")
+  const bodies = (sections: ReadonlyArray<Section>) => sections.filter(foreign).map(bodyOf)
   const [had, has] = [bodies(rendering.base?.sections ?? []), bodies(document.sections)]
   if (JSON.stringify(had) !== JSON.stringify(has)) return "sections of others would change"
+  if (narrowed !== null && valueOf(document, "generic", "listenaddr") !== narrowed) return "it would listen elsewhere"
   const wanted = new Map([
-    [SENTINEL, sentinelPairs(rendering.sentinel)],
+    [NbdName.SENTINEL, sentinelPairs(rendering.sentinel)],
     ...rendering.exports.map((e) => [e.name, exportPairs(e)] as const)
   ])
-  const own = document.sections.filter((s) => leaving(s.name) && !MARKER.test(s.name))
+  const own = document.sections.filter((s) => leaving(s.name) && !NbdName.MARKER.test(s.name))
   const exact = own.every((s) => samePairs(s.pairs, wanted.get(s.name)))
   if (own.length !== wanted.size || !exact) return "our own sections would not be what was asked for"
   const marker = generation(document) === null ? undefined : document.sections.at(-1)
@@ -390,19 +468,15 @@ export const pathProblem = (path: string): string | null => {
   return path.split("/").some((part) => part === "." || part === "..") ? "holds a . or .. part" : null
 }
 
-/** Why a name cannot be an export of ours, or null. Upper case is for names of claimed sections that others once chose. */
-export const nameProblem = (name: string): string | null => {
-  if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/.test(name)) {
-    return "is not 1-63 characters of A-Z a-z 0-9 . _ - starting with a letter or digit"
-  }
-  return name.toLowerCase() === "generic" || isHousekeeping(name.toLowerCase()) ? "is reserved" : null
-}
-
 const problemsOf = (rendering: Rendering): ReadonlyArray<string> => {
-  const { base, drop, exports, listen, sentinel } = rendering
+  const { base, drop, exports, listen, moving, sentinel } = rendering
   const refused = base === null ? null : refusal(base)
-  const conflict = base === null ? null : judgeGeneric(base, listen).conflict
-  const folded = repeated(exports.map((e) => ({ name: e.name.toLowerCase() })))
+  const { conflict } = judgeGeneric(base, listen)
+  const standing = new Set([...(base?.sections ?? []).map((s) => s.name), ...moving])
+  // Names that we choose are told apart without their case; those that others chose are theirs.
+  const folded = repeated(exports.map(({ name }) => ({ name: standing.has(name) ? name : name.toLowerCase() })))
+  const nameProblem = (name: string) =>
+    standing.has(name) ? NbdName.claimProblem(NbdName.textOf(name)) : NbdName.newProblem(name)
   const told = (what: string, problem: string | null) => (problem === null ? [] : [`${what} ${problem}`])
   return [
     ...told("the file cannot be extended:", refused),
@@ -410,11 +484,11 @@ const problemsOf = (rendering: Rendering): ReadonlyArray<string> => {
     ...told(`the address ${quoted(listen.host)}`, addressProblem(listen.host)),
     ...told("the port", Number.isInteger(listen.port) && listen.port > 0 && listen.port < 65_536 ? null : "is no port"),
     ...told(`the sentinel's path ${quoted(sentinel)} (in STATE_DIR)`, pathProblem(sentinel)),
-    ...folded.map((name) => `the export name ${quoted(name)} is wanted twice`),
+    ...folded.map((name) => `the export name ${named(name)} is wanted twice`),
     ...drop.flatMap((name) => (name === "generic" ? ["[generic] cannot be dropped"] : [])),
     ...exports.flatMap((one) => [
-      ...told(`the export name ${quoted(one.name)}`, nameProblem(one.name)),
-      ...told(`the path ${quoted(one.path)} of ${quoted(one.name)}`, pathProblem(one.path)),
+      ...told(`the export name ${named(one.name)}`, nameProblem(one.name)),
+      ...told(`the path ${quoted(one.path)} of ${named(one.name)}`, pathProblem(one.path)),
       ...told(`the authfile ${quoted(one.authfile)} (in NBD_ACL_DIR)`, pathProblem(one.authfile))
     ])
   ]
@@ -427,5 +501,7 @@ export const addressProblem = (address: string): string | null => {
   if (!plain) return "is not a single IPv4 address"
   return address === "0.0.0.0" ? "is every address, not one" : null
 }
+
+const named = (name: string): string => quoted(NbdName.textOf(name))
 
 const quoted = (text: string): string => JSON.stringify(text.slice(0, 120))

@@ -53,6 +53,8 @@ export const NbdSettings = Schema.Struct({
   host: Schema.String,
   port: Schema.Int,
   allow: Schema.Array(Schema.String),
+  /** Which of the three above somebody set: the others give way to what a file that exists says. */
+  explicit: Schema.Struct({ host: Schema.Boolean, port: Schema.Boolean, allow: Schema.Boolean }),
   /** `auto`, `off` or `unit:NAME`. */
   start: Schema.String
 })
@@ -61,6 +63,10 @@ export type NbdSettings = typeof NbdSettings.Type
 /** The whole configuration, defaults filled in. Secrets are `Redacted` and print as `<redacted>`. */
 export const Settings = Schema.Struct({
   database_dsn: Schema.Redacted(Schema.String),
+  /** Certificates by which the database's is verified; null: those the system trusts. */
+  database_ca_file: Schema.NullOr(Schema.String),
+  /** A database that may lose what it acknowledged is refused, not only reported. */
+  require_durable: Schema.Boolean,
   state_dir: Schema.String,
   listen: Schema.Array(Schema.Struct({ host: Schema.String, port: Schema.Int })),
   /** Whoever may call stands in it; null: whoever can connect, which then is this machine alone. */
@@ -73,9 +79,10 @@ export const Settings = Schema.Struct({
   /** A version 1 attach to the appliance also exports. */
   v1_attach_exports: Schema.Boolean,
   cloudstack: Schema.Struct({
-    api_url: Schema.String,
-    api_key: Schema.Redacted(Schema.String),
-    secret_key: Schema.Redacted(Schema.String),
+    /** Null: from the active row of `ossea_configs`, as the keys, which come as a pair. */
+    api_url: Schema.NullOr(Schema.String),
+    api_key: Schema.NullOr(Schema.Redacted(Schema.String)),
+    secret_key: Schema.NullOr(Schema.Redacted(Schema.String)),
     project_id: Schema.NullOr(Schema.String),
     ca_file: Schema.NullOr(Schema.String),
     allow_http: Schema.Boolean,
@@ -96,8 +103,12 @@ export const Settings = Schema.Struct({
   /** How often volumes in flight are read together. */
   poll_ms: Schema.Int,
   default_disk_offering_id: Schema.NullOr(OfferingId),
+  /** Null: the zone of that row, where it has one. */
   default_zone_id: Schema.NullOr(ZoneId),
   delete_grace_ms: Schema.Int,
+  /** Age at which operations that have ended, and events, are pruned. */
+  operations_kept_ms: Schema.Int,
+  events_kept_ms: Schema.Int,
   limits: Limits,
   log_level: Schema.Literal("debug", "info", "warning", "error"),
   log_format: Schema.Literal("pretty", "json"),

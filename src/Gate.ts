@@ -1,6 +1,7 @@
 import { Context, Effect, Layer, Ref } from "effect"
 import * as Fs from "node:fs"
 import { Gate } from "../reconciler/Gate.ts"
+import { Leadership, obstacle } from "../reconciler/Leadership.ts"
 import { GateClosed } from "../schema/Errors.ts"
 import type { Settings } from "../schema/Settings.ts"
 
@@ -13,17 +14,27 @@ export class Shutter extends Context.Tag("volumed/src/Gate/Shutter")<
 /** Of a hold file's text, bytes: enough for a reason. */
 const REASON_BYTES = 1024
 
-/** The hold file is looked at in every check, so it works at once, and whatever else does not. */
-export const layer = (options: Pick<Settings, "hold_file" | "dry_run">): Layer.Layer<Gate | Shutter> =>
+/**
+ * The hold file is looked at in every check, so it works at once, and whatever else does not. The term is read again
+ * last, so that nothing else comes between it and the wire.
+ */
+export const layer = (
+  options: Pick<Settings, "hold_file" | "dry_run">
+): Layer.Layer<Gate | Shutter, never, Leadership> =>
   Layer.effectContext(
     Effect.gen(function* () {
+      const leadership = yield* Leadership
       const closed = yield* Ref.make(options.dry_run ? "this is a dry run" : null)
-      const reason = Effect.flatMap(Ref.get(closed), (reason) =>
+      const held = Effect.flatMap(Ref.get(closed), (reason) =>
         reason === null ? Effect.sync(() => heldBy(options.hold_file)) : Effect.succeed(reason)
       )
+      const reason = Effect.gen(function* () {
+        return (yield* held) ?? obstacle(yield* leadership.role)
+      })
       const check = Effect.gen(function* () {
-        const detail = yield* reason
+        const detail = yield* held
         if (detail !== null) return yield* new GateClosed({ detail })
+        yield* leadership.check
       })
       const close = (reason: string) => Ref.update(closed, (earlier) => earlier ?? reason)
       return Context.make(Gate, { check, reason }).pipe(Context.add(Shutter, { close }))

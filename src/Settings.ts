@@ -12,6 +12,8 @@ export interface Options {
   readonly dry_run: boolean
   /** As by `--sandbox`; `SANDBOX=1` says so too. */
   readonly sandbox: boolean
+  /** As by `--require-durable`; `REQUIRE_DURABLE` says so too. */
+  readonly require_durable?: boolean
   /** What `--listen` says; it wins over everything. */
   readonly listen: string | null
   /** Logs are read by a person right now. */
@@ -154,7 +156,7 @@ const assemble = (reading: Reading, options: Options): Settings | null => {
   const dsn = sandbox
     ? optional(reading, "DATABASE_DSN", judged(Dsn.problemOf), `sqlite:${state_dir}/volumed.db`)
     : required(reading, "DATABASE_DSN", judged(Dsn.problemOf), "is required")
-  const cloudstack = assembleCloudStack(reading)
+  const cloudstack = assembleCloudStack(reading, dsn)
   const appliance_vm_id = appliance(reading)
   const nbd = assembleNbd(reading, sandbox)
   const device_kind = optional(reading, "DEVICE_KIND", Value.oneOf("block", "file"), "block")
@@ -162,6 +164,8 @@ const assemble = (reading: Reading, options: Options): Settings | null => {
     complain(reading, "DEVICE_KIND", "is file, which only the sandbox has", "block")
   const idle = optional(reading, "RESYNC_INTERVAL", Value.duration("1s", "1h"), 60_000)
   const rest = {
+    database_ca_file: optional(reading, "DATABASE_CA_FILE", Value.path, null),
+    require_durable: optional(reading, "REQUIRE_DURABLE", Value.flag, false) || options.require_durable === true,
     state_dir,
     ...assembleAccess(reading, options),
     by_id_dir: optional(reading, "BY_ID_DIR", Value.path, "/dev/disk/by-id"),
@@ -175,6 +179,8 @@ const assemble = (reading: Reading, options: Options): Settings | null => {
     default_disk_offering_id: optional(reading, "DEFAULT_DISK_OFFERING_ID", Value.uuid<OfferingId>, null),
     default_zone_id: optional(reading, "DEFAULT_ZONE_ID", Value.uuid<ZoneId>, null),
     delete_grace_ms: optional(reading, "DELETE_GRACE", Value.duration("0s", "30d"), 600_000),
+    operations_kept_ms: optional(reading, "OPERATIONS_KEPT", Value.duration("1d", "3650d"), 90 * 86_400_000),
+    events_kept_ms: optional(reading, "EVENTS_KEPT", Value.duration("1d", "3650d"), 90 * 86_400_000),
     limits: assembleLimits(reading),
     log_level: optional(reading, "LOG_LEVEL", logLevel, "info" as const),
     log_format: optional(reading, "LOG_FORMAT", Value.oneOf("pretty", "json"), options.terminal ? "pretty" : "json"),
@@ -185,16 +191,22 @@ const assemble = (reading: Reading, options: Options): Settings | null => {
   return { database_dsn: Redacted.make(dsn), cloudstack, appliance_vm_id, ...rest }
 }
 
-const assembleCloudStack = (reading: Reading): Settings["cloudstack"] | null => {
+/**
+ * URL and keys each come from one place: the URL from here or from the row of `ossea_configs`, both keys from here or
+ * both from there. A database of the embedded kind has no such row.
+ */
+const assembleCloudStack = (reading: Reading, dsn: string | null): Settings["cloudstack"] | null => {
+  const stored = dsn !== null && !dsn.startsWith("sqlite:")
+  const of = <A>(key: Key, parser: Value.Parser<A>, why: string): A | null =>
+    stored ? optional(reading, key, parser, null) : required(reading, key, parser, why)
   const allow_http = optional(reading, "CLOUDSTACK_ALLOW_HTTP", Value.flag, false)
-  const api_url = required(reading, "CLOUDSTACK_API_URL", Value.apiUrl(allow_http), "is required")
-  const api_key = required(reading, "CLOUDSTACK_API_KEY", secret, "is required, here or by CLOUDSTACK_API_KEY_FILE")
-  const secret_key = required(
-    reading,
-    "CLOUDSTACK_SECRET_KEY",
-    secret,
-    "is required, here or by CLOUDSTACK_SECRET_KEY_FILE"
-  )
+  const api_url = of("CLOUDSTACK_API_URL", Value.apiUrl(allow_http), "is required")
+  const api_key = of("CLOUDSTACK_API_KEY", Value.secret, "is required, here or by CLOUDSTACK_API_KEY_FILE")
+  const secret_key = of("CLOUDSTACK_SECRET_KEY", Value.secret, "is required, here or by CLOUDSTACK_SECRET_KEY_FILE")
+  const pair = ["CLOUDSTACK_API_KEY", "CLOUDSTACK_SECRET_KEY"] as const
+  const lacking = pair.find((key) => !reading.values.has(key))
+  if (stored && lacking !== undefined && pair.some((key) => reading.values.has(key)))
+    complain(reading, lacking, "is not set, and its other half is: both come from here, or both from ossea_configs")
   const rest = {
     project_id: optional(reading, "CLOUDSTACK_PROJECT_ID", Value.uuid, null),
     ca_file: optional(reading, "CLOUDSTACK_CA_FILE", Value.path, null),
@@ -203,14 +215,10 @@ const assembleCloudStack = (reading: Reading): Settings["cloudstack"] | null => 
     call_timeout_ms: optional(reading, "CLOUDSTACK_CALL_TIMEOUT", Value.duration("1s", "10m"), 120_000),
     connections: optional(reading, "CLOUDSTACK_CONNECTIONS", Value.whole(1, 64), 8)
   }
-  if (api_url === null || api_key === null || secret_key === null) return null
-  return { api_url, api_key: Redacted.make(api_key), secret_key: Redacted.make(secret_key), ...rest }
+  if (!stored && (api_url === null || api_key === null || secret_key === null)) return null
+  const redacted = (value: string | null) => (value === null ? null : Redacted.make(value))
+  return { api_url, api_key: redacted(api_key), secret_key: redacted(secret_key), ...rest }
 }
-
-const secret: Value.Parser<string> = (text) =>
-  /^[\x21-\x7e]{1,1024}$/.test(text)
-    ? Either.right(text)
-    : Either.left("holds a blank, a control or a non-ASCII character")
 
 /** The DMI's product UUID is what CloudStack gave the VM as its id. Some firmware shows it in upper case. */
 const appliance = (reading: Reading): VmId | null => {
@@ -238,6 +246,11 @@ const assembleNbd = (reading: Reading, sandbox: boolean): Settings["nbd"] => {
     host,
     port: optional(reading, "NBD_PORT", Value.whole(1, 65_535), 10_809),
     allow: optional(reading, "NBD_ALLOW", Value.list(address), [...new Set(["127.0.0.1", host])]),
+    explicit: {
+      host: reading.values.has("NBD_HOST"),
+      port: reading.values.has("NBD_PORT"),
+      allow: reading.values.has("NBD_ALLOW")
+    },
     start: optional(reading, "NBD_START", nbdStart, "auto")
   }
 }
@@ -327,11 +340,23 @@ const logLevel: Value.Parser<Settings["log_level"]> = (text) => {
   return found === undefined ? Either.left("is none of debug, info, warning, error") : Either.right(found)
 }
 
-/** As lines of a config file; secrets as `<redacted>`. What this prints, the secrets put back, is read as the same settings. */
+/** What is set that makes it less safe against others, a sentence each: shown in health. */
+export const insecurities = ({ cloudstack, database_dsn }: Settings): ReadonlyArray<string> => [
+  ...(cloudstack.allow_http ? ["CloudStack may be asked by plain http (CLOUDSTACK_ALLOW_HTTP)"] : []),
+  ...(Dsn.isUnverified(database_dsn) ? ["the certificate of the database is not verified (DATABASE_DSN)"] : [])
+]
+
+/**
+ * As lines of a config file, what is not followed as comments before it; secrets as `<redacted>`. What this prints, the
+ * secrets put back, is read as the same settings.
+ */
 export const render = (settings: Settings): string =>
-  Object.entries(lines(settings))
-    .map(([key, value]) => `${key}=${value === REDACTED ? value : File.quote(value)}\n`)
-    .join("")
+  [
+    ...Dsn.warnings(settings.database_dsn).map((warning) => `# DATABASE_DSN: ${warning}\n`),
+    ...Object.entries(lines(settings)).map(
+      ([key, value]) => `${key}=${value === REDACTED ? value : File.quote(value)}\n`
+    )
+  ].join("")
 
 const REDACTED = String(Redacted.make(""))
 
@@ -341,6 +366,8 @@ const lines = (settings: Settings): Readonly<Partial<Record<Key, string>>> => {
   const given = (key: Key, value: string | null) => (value === null ? {} : { [key]: value })
   return {
     DATABASE_DSN: dsn.startsWith("sqlite:") ? dsn : REDACTED,
+    ...given("DATABASE_CA_FILE", settings.database_ca_file),
+    REQUIRE_DURABLE: String(settings.require_durable),
     STATE_DIR: settings.state_dir,
     LISTEN: settings.listen.map(({ host, port }) => `${host.includes(":") ? `[${host}]` : host}:${port}`).join(","),
     ...given("VOLUMED_TOKEN_FILE", settings.token_file),
@@ -349,9 +376,9 @@ const lines = (settings: Settings): Readonly<Partial<Record<Key, string>>> => {
     RATE_LIMIT: String(settings.rate_limit),
     DECLARATIONS_MAX: String(settings.declarations_max),
     V1_ATTACH_EXPORTS: String(settings.v1_attach_exports),
-    CLOUDSTACK_API_URL: cloudstack.api_url,
-    CLOUDSTACK_API_KEY: REDACTED,
-    CLOUDSTACK_SECRET_KEY: REDACTED,
+    ...given("CLOUDSTACK_API_URL", cloudstack.api_url),
+    ...given("CLOUDSTACK_API_KEY", cloudstack.api_key === null ? null : REDACTED),
+    ...given("CLOUDSTACK_SECRET_KEY", cloudstack.secret_key === null ? null : REDACTED),
     ...given("CLOUDSTACK_PROJECT_ID", cloudstack.project_id),
     ...given("CLOUDSTACK_CA_FILE", cloudstack.ca_file),
     CLOUDSTACK_ALLOW_HTTP: String(cloudstack.allow_http),
@@ -365,9 +392,9 @@ const lines = (settings: Settings): Readonly<Partial<Record<Key, string>>> => {
     NBD_BACKEND: nbd.backend,
     NBD_CONFIG: nbd.config,
     NBD_ACL_DIR: nbd.acl_dir,
-    NBD_HOST: nbd.host,
-    NBD_PORT: String(nbd.port),
-    NBD_ALLOW: nbd.allow.join(","),
+    ...given("NBD_HOST", nbd.explicit.host ? nbd.host : null),
+    ...given("NBD_PORT", nbd.explicit.port ? String(nbd.port) : null),
+    ...given("NBD_ALLOW", nbd.explicit.allow ? nbd.allow.join(",") : null),
     NBD_START: nbd.start,
     HOLD_FILE: settings.hold_file,
     RESYNC_INTERVAL: Value.renderDuration(settings.resync_idle_ms),
@@ -376,6 +403,8 @@ const lines = (settings: Settings): Readonly<Partial<Record<Key, string>>> => {
     ...given("DEFAULT_DISK_OFFERING_ID", settings.default_disk_offering_id),
     ...given("DEFAULT_ZONE_ID", settings.default_zone_id),
     DELETE_GRACE: Value.renderDuration(settings.delete_grace_ms),
+    OPERATIONS_KEPT: Value.renderDuration(settings.operations_kept_ms),
+    EVENTS_KEPT: Value.renderDuration(settings.events_kept_ms),
     ...limitLines(limits),
     LOG_LEVEL: settings.log_level,
     LOG_FORMAT: settings.log_format,

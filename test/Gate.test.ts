@@ -1,11 +1,22 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Effect } from "effect"
+import { Effect, Layer, Stream } from "effect"
 import { execFileSync } from "node:child_process"
 import * as Fs from "node:fs"
 import * as Os from "node:os"
 import * as Path from "node:path"
 import { Gate } from "../reconciler/Gate.ts"
-import { layer, Shutter } from "../src/Gate.ts"
+import { Leadership, type Role } from "../reconciler/Leadership.ts"
+import { GateClosed } from "../schema/Errors.ts"
+import * as Gates from "../src/Gate.ts"
+import { Shutter } from "../src/Gate.ts"
+
+const leader: Role = { _tag: "Leading", term: 1, since: 0 }
+
+const under = (role: Role, check: Leadership["Type"]["check"] = Effect.void) =>
+  Layer.succeed(Leadership, { role: Effect.succeed(role), roles: Stream.make(role), check })
+
+const layer = (options: Parameters<typeof Gates.layer>[0], leadership = under(leader)) =>
+  Layer.provide(Gates.layer(options), leadership)
 
 const temporary = Effect.acquireRelease(
   Effect.sync(() => Fs.mkdtempSync(Path.join(Os.tmpdir(), "volumed-gate-"))),
@@ -81,5 +92,25 @@ describe("the gate", () => {
       assert.strictEqual(yield* gate.reason, "volumed is shutting down")
       assert.strictEqual((yield* Effect.flip(gate.check))._tag, "GateClosed")
     }).pipe(Effect.provide(layer({ hold_file: "/nonexistent/hold", dry_run: false })))
+  )
+
+  it.effect(
+    "is closed where another process leads or the database does not say, and shows that as its reason (S16)",
+    () =>
+      Effect.gen(function* () {
+        const open = { hold_file: "/nonexistent/hold", dry_run: false }
+        const late = new GateClosed({ detail: "another process leads by now" })
+        for (const [role, words] of [
+          [{ _tag: "Standby", leader: "b pid 2" }, "b pid 2"],
+          [{ _tag: "Unreachable", detail: "it is away" }, "it is away"]
+        ] as const) {
+          const gate = yield* Effect.provide(Gate, layer(open, under(role, late)))
+          assert.include(yield* gate.reason, words)
+          assert.strictEqual((yield* Effect.flip(gate.check))._tag, "GateClosed")
+        }
+        const deposed = yield* Effect.provide(Gate, layer(open, under(leader, late)))
+        assert.isNull(yield* deposed.reason, "as last known")
+        assert.include((yield* Effect.flip(deposed.check)).message, "by now", "as the database says now")
+      })
   )
 })

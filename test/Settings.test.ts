@@ -26,6 +26,8 @@ const read = (
   file: string | null = null
 ) => Settings.fromEnvironment(environment, file, { ...options, ...over })
 
+const secretOf = (secret: Redacted.Redacted<string> | null) => (secret === null ? null : Redacted.value(secret))
+
 const temporary = Effect.acquireRelease(
   Effect.sync(() => Fs.mkdtempSync(Path.join(Os.tmpdir(), "volumed-settings-"))),
   (directory) => Effect.sync(() => Fs.rmSync(directory, { recursive: true, force: true }))
@@ -75,10 +77,11 @@ describe("settings", () => {
         host: "127.0.0.1",
         port: 10809,
         allow: ["127.0.0.1"],
+        explicit: { host: false, port: false, allow: false },
         start: "auto"
       })
       assert.strictEqual(settings.cloudstack.api_url, "https://cloud.example.com/client/api")
-      assert.strictEqual(Redacted.value(settings.cloudstack.secret_key), "canary-secret-key")
+      assert.strictEqual(secretOf(settings.cloudstack.secret_key), "canary-secret-key")
     })
   )
 
@@ -97,8 +100,10 @@ describe("settings", () => {
   const table: ReadonlyArray<readonly [key: keyof typeof keys | string, values: ReadonlyArray<string>]> = [
     [
       "DATABASE_DSN",
-      ["sqlite:", "postgres://x/y", "/var/lib/x.db", "u:p@tcp(db:3306)/x?parseTime=true", "mysql://u:p@db/x"]
+      ["sqlite:", "postgres://x/y", "/var/lib/x.db", "u:p@tcp(db:3306)", "mysql://u:p@db", "mysql://u:p@db:x/y"]
     ],
+    ["DATABASE_CA_FILE", ["ca.pem"]],
+    ["REQUIRE_DURABLE", ["perhaps"]],
     ["STATE_DIR", ["var/lib", "/a\nb"]],
     [
       "LISTEN",
@@ -158,6 +163,8 @@ describe("settings", () => {
     ["DEFAULT_DISK_OFFERING_ID", ["Custom OSSEA"]],
     ["DEFAULT_ZONE_ID", ["zone1"]],
     ["DELETE_GRACE", ["10 min", "31d"]],
+    ["OPERATIONS_KEPT", ["90", "1h", "4000d"]],
+    ["EVENTS_KEPT", ["0s", "for ever"]],
     ["DESTRUCTIVE_PER_PASS", ["-1", "101"]],
     ["DESTRUCTIVE_PER_HOUR", ["many"]],
     ["ACTIONS_PER_VM", ["0"]],
@@ -329,11 +336,11 @@ describe("settings", () => {
       const settings = yield* read({ LOG_LEVEL: "error", CLOUDSTACK_API_KEY: "", HOME: "/root" }, {}, file)
       assert.strictEqual(Redacted.value(settings.database_dsn), "sqlite:/var/lib/it's here.db")
       assert.strictEqual(settings.cloudstack.api_url, "https://cloud.example.com/x")
-      assert.strictEqual(Redacted.value(settings.cloudstack.api_key), "from-file")
+      assert.strictEqual(secretOf(settings.cloudstack.api_key), "from-file")
       assert.strictEqual(settings.log_level, "error")
       const key = put(directory, "key", "from-key-file\n")
       const mixed = yield* read({ CLOUDSTACK_API_KEY_FILE: key }, {}, file)
-      assert.strictEqual(Redacted.value(mixed.cloudstack.api_key), "from-key-file")
+      assert.strictEqual(secretOf(mixed.cloudstack.api_key), "from-key-file")
     })
   )
 
@@ -366,7 +373,7 @@ describe("settings", () => {
       const { CLOUDSTACK_SECRET_KEY: _, ...rest } = enough
       const good = put(directory, "good", "canary-file-key\n")
       const settings = yield* read({ ...rest, CLOUDSTACK_SECRET_KEY_FILE: good })
-      assert.strictEqual(Redacted.value(settings.cloudstack.secret_key), "canary-file-key")
+      assert.strictEqual(secretOf(settings.cloudstack.secret_key), "canary-file-key")
       const shared = put(directory, "shared", "canary-file-key\n", 0o640)
       const refused = [
         [{ ...rest, CLOUDSTACK_SECRET_KEY_FILE: shared }, `chmod 600 ${shared}`],
@@ -423,7 +430,7 @@ describe("settings", () => {
         file
       ).pipe(Effect.ensuring(Effect.sync(() => Fs.rmSync(directory, { recursive: true }))))
       assert.strictEqual(Settings.render(again), printed)
-      assert.strictEqual(Redacted.value(again.cloudstack.secret_key), "canary-secret-key")
+      assert.strictEqual(secretOf(again.cloudstack.secret_key), "canary-secret-key")
     })
   )
 })

@@ -1,39 +1,56 @@
-import * as SqlClient from "@effect/sql/SqlClient"
-import { Effect } from "effect"
+import { addIndex, addUnique, type Column, createOrComplete, createTable, either, sqliteOnly } from "./Alteration.ts"
 
-/** The table of the daemon this one replaces; `device_path` is wider, because a by-id path has 43 characters and theirs held 32. */
-export const table = Effect.flatMap(
-  SqlClient.SqlClient,
-  (sql) => sql`CREATE TABLE IF NOT EXISTS device_mappings (
-    id VARCHAR(64) NOT NULL PRIMARY KEY,
-    volume_id VARCHAR(64) NOT NULL,
+/** A by-id path has 43 characters, and the daemon before this one had room for 32. */
+const PATH_MAX = 255
+
+/** The table of the daemon this one replaces, on MySQL as it stands there: its times know no fractions of a second. */
+const documented = `
+    id VARCHAR(64) PRIMARY KEY,
+    volume_id VARCHAR(64) NOT NULL UNIQUE,
     vm_id VARCHAR(64) NOT NULL,
-    device_path VARCHAR(255) NOT NULL,
+    device_path VARCHAR(${PATH_MAX}) NOT NULL,
     cloudstack_state VARCHAR(32) NOT NULL,
     linux_state VARCHAR(32) NOT NULL,
     size BIGINT NOT NULL,
-    last_sync TEXT NOT NULL,
-    created_at TEXT NOT NULL,
-    updated_at TEXT NOT NULL
-  )`
-)
+    last_sync TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+    created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+    updated_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP ON UPDATE CURRENT_TIMESTAMP,
+    UNIQUE KEY unique_volume_id (volume_id),
+    UNIQUE KEY unique_device_path (device_path)`
 
-export const uniqueVolume = Effect.flatMap(
-  SqlClient.SqlClient,
-  (sql) => sql`CREATE UNIQUE INDEX IF NOT EXISTS unique_volume_id ON device_mappings (volume_id)`
-)
+const widened = (columns: ReadonlyArray<Column>): ReadonlyArray<string> => {
+  const path = columns.find(({ name }) => name === "device_path")
+  const width = Number(/^varchar\((\d+)\)/i.exec(path?.type ?? "")?.[1] ?? PATH_MAX)
+  return width >= PATH_MAX
+    ? []
+    : [`MODIFY COLUMN device_path VARCHAR(${PATH_MAX}) COLLATE ${path?.collation ?? ""} NOT NULL`]
+}
 
-export const uniquePath = Effect.flatMap(
-  SqlClient.SqlClient,
-  (sql) => sql`CREATE UNIQUE INDEX IF NOT EXISTS unique_device_path ON device_mappings (device_path)`
-)
+/** On MySQL each time stands a second time as we write it; a row without that is not ours. */
+export const table = either({
+  mysql: createOrComplete(
+    "device_mappings",
+    documented,
+    ({ time }) => [`last_sync_iso ${time} NULL`, `created_iso ${time} NULL`, `updated_iso ${time} NULL`],
+    widened
+  ),
+  sqlite: createTable(
+    "device_mappings",
+    ({ time }) => `
+    id VARCHAR(64) NOT NULL PRIMARY KEY,
+    volume_id VARCHAR(64) NOT NULL,
+    vm_id VARCHAR(64) NOT NULL,
+    device_path VARCHAR(${PATH_MAX}) NOT NULL,
+    cloudstack_state VARCHAR(32) NOT NULL,
+    linux_state VARCHAR(32) NOT NULL,
+    size BIGINT NOT NULL,
+    last_sync ${time} NOT NULL,
+    created_at ${time} NOT NULL,
+    updated_at ${time} NOT NULL`
+  )
+})
 
-export const byVm = Effect.flatMap(
-  SqlClient.SqlClient,
-  (sql) => sql`CREATE INDEX IF NOT EXISTS idx_device_mappings_vm_id ON device_mappings (vm_id)`
-)
-
-export const byPath = Effect.flatMap(
-  SqlClient.SqlClient,
-  (sql) => sql`CREATE INDEX IF NOT EXISTS idx_device_mappings_device_path ON device_mappings (device_path)`
-)
+export const uniqueVolume = sqliteOnly(addUnique("unique_volume_id", "device_mappings", ["volume_id"]))
+export const uniquePath = sqliteOnly(addUnique("unique_device_path", "device_mappings", ["device_path"]))
+export const byVm = addIndex("idx_device_mappings_vm_id", "device_mappings", ["vm_id"])
+export const byPath = addIndex("idx_device_mappings_device_path", "device_mappings", ["device_path"])

@@ -57,5 +57,9 @@ export const migrations: Readonly<Record<string, Migration>> = {
   "0045_events_by_kind": Journal.eventsByKind,
   "0046_idempotency_keys_by_creation": Journal.keysByCreation,
   "0047_maintenance": Journal.maintenance,
-  "0048_withheld": Journal.withheld
+  "0048_withheld": Journal.withheld,
+  "0049_lease_last_write": Journal.leaseLastWrite,
+  "0050_lease_appliance": Journal.leaseAppliance,
+  "0051_volume_operations_term": VolumeOperations.term,
+  "0052_operations_pruned": VolumeOperations.pruned
 }

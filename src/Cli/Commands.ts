@@ -26,7 +26,10 @@ export const options = {
   name: { kind: "value", value: "NAME", about: "the name to declare it under" },
   print: { kind: "flag", about: "print the declaration instead of storing it" },
   sandbox: { kind: "flag", about: "run on a simulated CloudStack and embedded defaults" },
+  from: { kind: "value", value: "DSN", about: "the older daemon's database, MySQL or sqlite:FILE (DATABASE_DSN)" },
+  check: { kind: "flag", about: "only say how the schema stands; changes nothing" },
   "dry-run": { kind: "flag", about: "observe and plan, never act" },
+  "require-durable": { kind: "flag", about: "refuse a database that may lose what it has acknowledged" },
   "print-config": { kind: "flag", about: "show the settings, secrets redacted, and stop" },
   config: { kind: "value", value: "FILE", about: "settings as KEY=value lines; the environment wins" },
   state: { kind: "value", value: "DIR", about: "keep the sandbox's state here (a fresh temporary directory)" },
@@ -83,7 +86,7 @@ const handleDetails =
 const table = {
   serve: {
     positionals: [],
-    options: ["sandbox", "dry-run", "print-config", "config", "listen", ...world],
+    options: ["sandbox", "dry-run", "require-durable", "print-config", "config", "listen", ...world],
     summary: "run the daemon",
     details: `Settings come from the environment, or the same keys in a file named by --config. With --sandbox
 nothing is needed: SQLite, a simulated CloudStack and a device tree in the state directory.`
@@ -250,6 +253,27 @@ away is withheld until it is approved; all else runs.`
     summary: "let held actions run",
     details: `The digest is shown by plan beside the held actions, and by maintenance beside what it withholds; it is valid
 for exactly these.`
+  },
+  import: {
+    positionals: [],
+    options: ["from", "dry-run", "config"],
+    meanings: { "dry-run": { about: "show what would be declared and what not, write nothing" } },
+    summary: "declare what an older daemon left: its tables and NBD exports",
+    details: `Reads the tables, the NBD server's sections, CloudStack and the guest's disks, and declares what is proven;
+for all else it says why not, and what to do. Run it again after that: what is declared already is kept.
+Exit code: 0 done, 2 there is something to declare (--dry-run), 4 something is not proven.`
+  },
+  migrate: {
+    positionals: [],
+    options: ["check", "config"],
+    summary: "bring the database's schema up to date, while no daemon leads",
+    details: `The daemon does the same when it starts. Exit code: 0 up to date, 2 steps are pending (--check).`
+  },
+  preflight: {
+    positionals: [{ name: "WHAT", required: true, choices: ["restart", "upgrade", "reboot"] }],
+    options: [],
+    summary: "may the daemon be restarted, upgraded, or the appliance rebooted now",
+    details: `Exit code: 0 go, 4 not now, with what to wait for and the command to type.`
   },
   doctor: {
     positionals: [],

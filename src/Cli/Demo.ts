@@ -59,7 +59,8 @@ export const demo = (invocation: Arguments.Invocation) =>
       const logging = Logging.layer({ log_level: "warning", log_format: "pretty" }, (line) => {
         if (log.push(line) > LOG_LINES) log.shift()
       })
-      const [server] = yield* Serve.daemon(settings, true, logging)
+      const { urls } = yield* Serve.daemon(settings, true, logging)
+      const [server] = urls
       if (server === undefined) return yield* new DemoFailed({ message: "the daemon listens nowhere" })
       const told = story({ server, cloud: world.url, settings, dir: world.dir })
       yield* told.pipe(

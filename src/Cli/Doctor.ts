@@ -1,8 +1,8 @@
-import { Clock, Effect, Either } from "effect"
-import { access, constants, readFile, stat } from "node:fs/promises"
+import * as HttpClient from "@effect/platform/HttpClient"
+import { Clock, type Context, Effect, Either } from "effect"
+import { readFile } from "node:fs/promises"
 import { createServer } from "node:net"
-import { dirname } from "node:path"
-import { CloudStackRead } from "../../reconciler/CloudStack.ts"
+import { type CloudPlace, CloudStackRead } from "../../reconciler/CloudStack.ts"
 import { Devices } from "../../reconciler/Devices.ts"
 import { Nbd } from "../../reconciler/Nbd.ts"
 import type { CloudStackUnavailable, Misconfigured } from "../../schema/Errors.ts"
@@ -10,26 +10,14 @@ import type { NbdReading } from "../../schema/Inventory.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Layers from "../Layers.ts"
 import * as SettingsFrom from "../Settings.ts"
-import { sqliteFile } from "../Store/Dsn.ts"
+import * as DefaultZone from "../CloudStack/DefaultZone.ts"
+import * as CloudStackHttp from "../CloudStack/Http.ts"
 import type { Invocation } from "./Arguments.ts"
 import { Daemon } from "./Daemon.ts"
-import type * as Exit from "./Exit.ts"
+import * as DatabaseCheck from "./DatabaseCheck.ts"
+import { type Finding, fail, ok, outcome, text, warn } from "./Finding.ts"
 import * as Package from "./Package.ts"
-import { clean, show, type Paint } from "./Output.ts"
-
-/** One thing that must be so before volumed can work, and what to do where it is not. */
-export interface Finding {
-  readonly check: string
-  /** `warn`: works, but is worth a look. */
-  readonly state: "ok" | "warn" | "fail"
-  readonly found: string
-  /** The line to type, or the change to make; null where all is well. */
-  readonly fix: string | null
-}
-
-const ok = (check: string, found: string): Finding => ({ check, state: "ok", found, fix: null })
-const fail = (check: string, found: string, fix: string): Finding => ({ check, state: "fail", found, fix })
-const warn = (check: string, found: string, fix: string): Finding => ({ check, state: "warn", found, fix })
+import { clean, show } from "./Output.ts"
 
 /** Nothing is changed by looking: no file is written, no server is touched, CloudStack is only read. */
 export const doctor = Effect.fn("Doctor.doctor")(function* (invocation: Invocation) {
@@ -43,12 +31,9 @@ export const doctor = Effect.fn("Doctor.doctor")(function* (invocation: Invocati
   )
   const reached = yield* daemon
   const findings = [nodeVersion(process.versions.node), reached.finding, ...(yield* ofSettings(settings, reached.up))]
-  yield* show({ checks: findings }, (paint) => text(findings, paint))
+  yield* show({ checks: findings }, (paint) => text(findings, paint, "Not now: mend what failed first."))
   return outcome(findings)
 })
-
-export const outcome = (findings: ReadonlyArray<Finding>): Exit.Outcome =>
-  findings.some((finding) => finding.state === "fail") ? "held" : "done"
 
 const nodeVersion = (version: string): Finding => {
   const [major = 0, minor = 0] = version.split(".").map(Number)
@@ -80,62 +65,26 @@ const ofSettings = Effect.fn("Doctor.ofSettings")(function* (
 ) {
   if (Either.isLeft(settings)) return misconfigured(settings.left)
   const found = settings.right
+  const stored = yield* DatabaseCheck.check(found, daemonUp)
   const local = yield* Effect.all([
-    database(found, daemonUp),
     holdFile(found.hold_file),
-    clock(found.cloudstack.api_url),
     ...found.listen.map((address) => port(address, daemonUp))
   ])
   const seen = yield* witnesses(found).pipe(
     Effect.provide(Layers.looking(found, { version: Package.version(), stop_nbd: false })),
     Effect.catchTag("Misconfigured", (error) => Effect.succeed(misconfigured(error)))
   )
-  return [ok("settings", "complete"), ...local, ...seen]
+  return [ok("settings", "complete"), ...stored, ...local, ...seen]
 })
 
 const misconfigured = (error: Misconfigured): ReadonlyArray<Finding> =>
   error.problems.map(({ key, problem, example }) => fail("settings", clean(`${key}: ${problem}`), example))
-
-/** The file is looked at, never opened as a database: a lock of ours would keep the daemon out. */
-const database = Effect.fn("Doctor.database")(function* (settings: Settings, daemonUp: boolean) {
-  const file = yield* Effect.either(sqliteFile(settings.database_dsn))
-  if (Either.isLeft(file))
-    return fail("database", clean(file.left.message), "DATABASE_DSN=sqlite:/var/lib/volumed/volumed.db")
-  const path = file.right
-  const target = (yield* allowed(path, constants.F_OK)) ? path : dirname(path)
-  if (!(yield* allowed(target, constants.R_OK | constants.W_OK))) {
-    return fail(
-      "database",
-      `${target} cannot be written by this user`,
-      `mkdir -p ${dirname(path)}, and give it to the daemon's user`
-    )
-  }
-  const holder = yield* lockHolder(path)
-  if (holder === null) return ok("database", target === path ? path : `${path} will be made`)
-  const who = `${path} is locked by pid ${holder.pid} (${holder.command})`
-  return daemonUp ? ok("database", who) : fail("database", who, `end that process, or use another DATABASE_DSN`)
-})
-
-const allowed = (path: string, mode: number): Effect.Effect<boolean> =>
-  Effect.isSuccess(Effect.tryPromise(() => access(path, mode)))
 
 const readText = (path: string): Effect.Effect<string | null> =>
   Effect.orElseSucceed(
     Effect.tryPromise(() => readFile(path, "utf8")),
     () => null
   )
-
-/** Linux lists every file lock as `… POSIX ADVISORY WRITE <pid> <major>:<minor>:<inode> …`. */
-const lockHolder = Effect.fn("Doctor.lockHolder")(function* (path: string) {
-  const stats = yield* Effect.option(Effect.tryPromise(() => stat(path)))
-  const locks = yield* readText("/proc/locks")
-  if (stats._tag === "None" || locks === null) return null
-  const { ino } = stats.value
-  const pid = locks.match(new RegExp(`\\sWRITE\\s+(\\d+)\\s+[0-9a-f]+:[0-9a-f]+:${ino}\\s`, "u"))?.[1]
-  if (pid === undefined) return null
-  const command = yield* readText(`/proc/${pid}/cmdline`)
-  return { pid: Number(pid), command: clean((command ?? "?").replaceAll("\u0000", " ").trim()).slice(0, 120) }
-})
 
 const holdFile = Effect.fn("Doctor.holdFile")(function* (path: string) {
   const reason = yield* readText(path)
@@ -147,11 +96,14 @@ const holdFile = Effect.fn("Doctor.holdFile")(function* (path: string) {
 /** More than this and signatures that are valid for a minute are refused. */
 const SKEW_MS_MAX = 30_000
 
-const clock = Effect.fn("Doctor.clock")(function* (apiUrl: string) {
-  const answer = yield* Effect.tryPromise((signal) =>
-    fetch(apiUrl, { method: "HEAD", redirect: "manual", signal })
-  ).pipe(Effect.timeout("5 seconds"), Effect.option)
-  const date = answer._tag === "None" ? Number.NaN : Date.parse(answer.value.headers.get("date") ?? "")
+/** By the daemon's own way there: its certificates, and the addresses that it refuses (e4). */
+const clock = Effect.fn("Doctor.clock")(function* (apiUrl: string, config: Settings["cloudstack"]) {
+  const answer = yield* HttpClient.head(apiUrl).pipe(
+    Effect.provide(CloudStackHttp.layer(config)),
+    Effect.timeout("5 seconds"),
+    Effect.option
+  )
+  const date = answer._tag === "None" ? Number.NaN : Date.parse(answer.value.headers["date"] ?? "")
   if (Number.isNaN(date)) return warn("clock", "CloudStack's clock could not be read", "see the CloudStack check")
   const skew = date - (yield* Clock.currentTimeMillis)
   const seconds = Math.round(skew / 1000)
@@ -190,15 +142,19 @@ const witnesses = Effect.fn("Doctor.witnesses")(function* (settings: Settings) {
 
 const cloudStack = Effect.fn("Doctor.cloudStack")(function* (settings: Settings) {
   const cloud = yield* CloudStackRead
+  const place = yield* cloud.place
+  const known = place === null ? [] : [located(place), yield* clock(place.api_url, settings.cloudstack)]
   const capabilities = yield* Effect.either(cloud.capabilities)
   if (Either.isLeft(capabilities)) {
-    return [fail("CloudStack", clean(capabilities.left.message), cloudFix(capabilities.left))]
+    return [...known, fail("CloudStack", clean(capabilities.left.message), cloudFix(capabilities.left))]
   }
   const { version } = capabilities.right
   const machines = yield* Effect.either(cloud.virtualMachines([settings.appliance_vm_id]))
   const vm = Either.isRight(machines) ? machines.right.found[0] : undefined
   return [
+    ...known,
     ok("CloudStack", clean(`version ${version} accepts our signature`)),
+    yield* zone(cloud, place),
     vm === undefined
       ? fail(
           "appliance VM",
@@ -209,8 +165,35 @@ const cloudStack = Effect.fn("Doctor.cloudStack")(function* (settings: Settings)
   ]
 })
 
+const located = ({ api_url, domain, problem, source }: CloudPlace): Finding => {
+  const place = `${api_url}${domain === null ? "" : `, domain ${domain}`}, from ${source}`
+  return problem === null
+    ? ok("CloudStack is", clean(place))
+    : warn("CloudStack is", clean(`${place}; ${problem}`), "the row of ossea_configs, or set what it is to bring")
+}
+
+/** A zone that is configured by name must be one that CloudStack shows, and only one. */
+const zone = Effect.fn("Doctor.zone")(function* (cloud: Context.Tag.Service<CloudStackRead>, place: CloudPlace | null) {
+  const zones = yield* Effect.either(cloud.zones)
+  if (Either.isLeft(zones)) return fail("zone", clean(zones.left.message), cloudFix(zones.left))
+  const named = zones.right.map(({ id, name }) => [id, name] as const)
+  const id = yield* Effect.orElseSucceed(DefaultZone.of(cloud, Effect.succeed(named)), () => null)
+  const text = place?.zone ?? null
+  if (text === null) return ok("zone", "none is configured: each declaration names its own")
+  const name = named.find(([known]) => known === id)?.[1]
+  return name === undefined
+    ? fail(
+        "zone",
+        clean(`${text} is not one zone that CloudStack shows`),
+        "DEFAULT_ZONE_ID, or the zone in ossea_configs"
+      )
+    : ok("zone", clean(`${name} (${id})`))
+})
+
 const cloudFix = (error: CloudStackUnavailable): string => {
   switch (error.kind) {
+    case "unconfigured":
+      return "DATABASE_DSN, for ossea_configs is there; or CLOUDSTACK_API_URL, CLOUDSTACK_API_KEY, CLOUDSTACK_SECRET_KEY"
     case "unauthorized":
       return "CLOUDSTACK_API_KEY and CLOUDSTACK_SECRET_KEY: a key pair of an enabled user"
     case "clock_skew":
@@ -281,14 +264,3 @@ const nbdConfig = (reading: NbdReading, settings: Settings): Finding =>
   reading.config_problem === null
     ? ok("NBD config", `${settings.nbd.config}: ${reading.sections.length} exports`)
     : fail("NBD config", clean(reading.config_problem), `mend ${settings.nbd.config}, or move it away`)
-
-const text = (findings: ReadonlyArray<Finding>, paint: Paint): string => {
-  const shade = { ok: paint.good, warn: paint.warn, fail: paint.bad }
-  const width = findings.reduce((most, finding) => Math.max(most, finding.check.length), 0)
-  const lines = findings.map(({ check, state, found, fix }) => {
-    const line = `${shade[state](state.padEnd(4))}  ${check.padEnd(width)}  ${found}\n`
-    return fix === null ? line : `${line}${" ".repeat(width + 8)}fix: ${fix}\n`
-  })
-  const verdict = outcome(findings) === "done" ? "Go." : "Not now: mend what failed first."
-  return `${lines.join("")}\n${verdict}\n`
-}

@@ -2,6 +2,7 @@ import { Cause, Effect, Exit as EffectExit, Fiber, Layer } from "effect"
 import { hostname, userInfo } from "node:os"
 import * as Client from "../Client/Client.ts"
 import * as Failure from "../Client/Failure.ts"
+import * as Logging from "../Logging.ts"
 import type { Invocation } from "./Arguments.ts"
 import type { CommandName } from "./Commands.ts"
 import { Asker } from "./Confirm.ts"
@@ -17,6 +18,9 @@ const commands: Readonly<Record<CommandName, () => Promise<Command>>> = {
   sandbox: async () => (await import("./Serve.ts")).sandbox,
   demo: async () => (await import("./Demo.ts")).demo,
   plan: async () => (await import("./DryRun.ts")).plan,
+  import: async () => (await import("./Import.ts")).importOld,
+  migrate: async () => (await import("./Migrate.ts")).migrate,
+  preflight: async () => (await import("./Preflight.ts")).preflight,
   doctor: async () => (await import("./Doctor.ts")).doctor,
   apply: async () => (await import("./Act.ts")).apply,
   delete: async () => (await import("./Act.ts")).remove,
@@ -48,7 +52,8 @@ export const run = (invocation: Invocation): void => {
   const layers = Layer.mergeAll(
     Output.layer(invocation.output, process, process.env),
     Layer.succeed(Asker, { yes: invocation.flags.has("yes"), stdin: process.stdin, stderr: process.stderr }),
-    Layer.sync(Daemon, () => daemon(invocation.server))
+    Layer.sync(Daemon, () => daemon(invocation.server)),
+    logging(invocation.command)
   )
   const program = Effect.promise(commands[invocation.command]).pipe(
     Effect.flatMap((command) => command(invocation)),
@@ -62,6 +67,12 @@ export const run = (invocation: Invocation): void => {
     process.stdout.write("", (broken) => process.exit(broken && code === 0 ? Exit.PIPE_CLOSED : code))
   })
 }
+
+/** Effect's own logger writes to stdout, into the result. A daemon brings the one that its settings ask for. */
+const logging = (command: CommandName): Layer.Layer<never> =>
+  command === "serve" || command === "sandbox" || command === "demo"
+    ? Layer.empty
+    : Logging.layer({ log_level: "warning", log_format: "pretty" })
 
 const daemon = (server: string): Daemon["Type"] => {
   const token = process.env["VOLUMED_TOKEN"]

@@ -1,8 +1,10 @@
 import { Context, Effect, Layer, type Scope } from "effect"
 import { rmSync } from "node:fs"
 import { join } from "node:path"
+import { Leadership, obstacle, type Role } from "../../reconciler/Leadership.ts"
 import type { Misconfigured, StoreUnavailable } from "../../schema/Errors.ts"
 import type { Settings } from "../../schema/Settings.ts"
+import * as Failpoint from "../Failpoint.ts"
 import * as Server from "../Http/Server.ts"
 import * as Layers from "../Layers.ts"
 import * as Logging from "../Logging.ts"
@@ -10,6 +12,7 @@ import * as NbdMain from "../Nbd/Main.ts"
 import * as Processes from "../Nbd/Processes.ts"
 import * as SettingsFrom from "../Settings.ts"
 import * as Sandbox from "../Simulation/Sandbox.ts"
+import * as Dsn from "../Store/Dsn.ts"
 import type { Invocation } from "./Arguments.ts"
 
 import { Output } from "./Output.ts"
@@ -30,6 +33,7 @@ const serving = Effect.fn("Serve.serve")(function* (invocation: Invocation) {
       dry_run: flags.has("dry-run"),
       sandbox: sandbox !== null,
       listen: values.listen ?? null,
+      require_durable: flags.has("require-durable"),
       terminal: process.stderr.isTTY === true
     }
   )
@@ -40,8 +44,11 @@ const serving = Effect.fn("Serve.serve")(function* (invocation: Invocation) {
   // An NBD server outlives its daemon, and with it the transfers; one whose files are about to be removed must not.
   const momentary = sandbox !== null && values.state === undefined
   if (momentary) yield* leaveNothing(sandbox)
-  const urls = yield* daemon(settings, momentary, Logging.layer(settings))
-  yield* output.note(ready(urls, settings, sandbox))
+  const failpoint = Failpoint.layer({ sandbox: settings.sandbox, asked: process.env["VOLUMED_FAILPOINT"] })
+  const warnings = Dsn.warnings(settings.database_dsn).map((text) => `DATABASE_DSN: ${text}`)
+  yield* Effect.forEach(warnings, (text) => Effect.logWarning(text)).pipe(Effect.provide(Logging.layer(settings)))
+  const { urls, role } = yield* daemon(settings, momentary, Layer.merge(Logging.layer(settings), failpoint))
+  yield* output.note(ready(urls, settings, sandbox, obstacle(role)))
   return yield* Effect.never
 })
 
@@ -60,6 +67,9 @@ const portable: ReadonlyArray<string> = [
   "RESYNC_BUSY_INTERVAL",
   "POLL_INTERVAL",
   "DELETE_GRACE",
+  "OPERATIONS_KEPT",
+  "EVENTS_KEPT",
+  "REQUIRE_DURABLE",
   "DEVICE_TIMEOUT",
   "NBD_BACKEND",
   "DESTRUCTIVE_PER_PASS",
@@ -99,23 +109,38 @@ export const leaveNothing = (sandbox: Sandbox.Sandbox): Effect.Effect<void, neve
   )
 }
 
-/** The running daemon, for as long as the scope lives; the URLs it can be reached at. */
+/** The running daemon, for as long as the scope lives; the URLs it can be reached at. `around`: its logging, say. */
 export const daemon = (
   settings: Settings,
   stopNbd: boolean,
-  logging: Layer.Layer<never>
-): Effect.Effect<ReadonlyArray<string>, Misconfigured | StoreUnavailable, Scope.Scope> =>
-  Layer.build(
-    Layers.daemon(settings, { version: Package.version(), stop_nbd: stopNbd }).pipe(Layer.provide(logging))
-  ).pipe(Effect.map((services) => Context.get(services, Server.Server).addresses.map((address) => address.url)))
+  around: Layer.Layer<never, Misconfigured>
+): Effect.Effect<Running, Misconfigured | StoreUnavailable, Scope.Scope> =>
+  Effect.gen(function* () {
+    const options = { version: Package.version(), stop_nbd: stopNbd }
+    const services = yield* Layer.build(Layers.daemon(settings, options).pipe(Layer.provide(around)))
+    const role = yield* Context.get(services, Leadership).role
+    return { urls: Context.get(services, Server.Server).addresses.map((address) => address.url), role }
+  })
 
-const ready = (urls: ReadonlyArray<string>, settings: Settings, sandbox: Sandbox.Sandbox | null): string => {
+interface Running {
+  readonly urls: ReadonlyArray<string>
+  readonly role: Role
+}
+
+/** `idle`: why it only looks; null where it leads. */
+const ready = (
+  urls: ReadonlyArray<string>,
+  settings: Settings,
+  sandbox: Sandbox.Sandbox | null,
+  idle: string | null
+): string => {
   const cloud =
     sandbox === null
-      ? `CloudStack ${settings.cloudstack.api_url}`
+      ? `CloudStack ${settings.cloudstack.api_url ?? "as in ossea_configs"}`
       : `a simulated CloudStack on ${sandbox.url}, state in ${sandbox.dir}`
   const acts = settings.dry_run ? "; dry run: never acts" : ""
-  return `volumed ready on ${urls.join(" and ")}; ${cloud}; exports by ${settings.nbd.backend}${acts}\n`
+  const stands = idle === null ? "" : `; standing by: ${idle}`
+  return `volumed ready on ${urls.join(" and ")}; ${cloud}; exports by ${settings.nbd.backend}${acts}${stands}\n`
 }
 
 /** Only the world: a daemon beside it can be killed and started again. */

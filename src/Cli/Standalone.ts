@@ -1,19 +1,21 @@
 import { randomUUID } from "node:crypto"
 import { Clock, Effect, Either } from "effect"
 import { existsSync } from "node:fs"
+import { CloudStackRead } from "../../reconciler/CloudStack.ts"
 import * as Declare from "../../reconciler/Declare.ts"
 import * as Observe from "../../reconciler/Observe.ts"
 import * as Plan from "../../reconciler/Plan.ts"
+import * as Standing from "../../reconciler/Standing.ts"
 import { Store } from "../../reconciler/Store.ts"
-import { type Declaration, isLiving } from "../../schema/Declaration.ts"
+import type { Declaration } from "../../schema/Declaration.ts"
 import { Uid } from "../../schema/Ids.ts"
-import type { Operation } from "../../schema/Operation.ts"
 import type { Settings } from "../../schema/Settings.ts"
+import * as DefaultZone from "../CloudStack/DefaultZone.ts"
 import * as PlanAnswer from "../Http/PlanAnswer.ts"
 import * as Layers from "../Layers.ts"
 import * as File from "../Settings/File.ts"
 import * as SettingsFrom from "../Settings.ts"
-import { sqliteFile } from "../Store/Dsn.ts"
+import * as Dsn from "../Store/Dsn.ts"
 import * as Sql from "../Store/Sql.ts"
 import type { Invocation } from "./Arguments.ts"
 import * as DeclarationFile from "./DeclarationFile.ts"
@@ -21,11 +23,9 @@ import * as Exit from "./Exit.ts"
 import { planText, show } from "./Output.ts"
 import * as Package from "./Package.ts"
 
-const HOUR_MS = 3_600_000
-
 /**
  * A plan without a daemon: its settings, its observation and its planner, on ports that cannot change CloudStack and
- * whose gate is closed. Refused while a daemon owns the database.
+ * whose gate is closed. Refused while a daemon has SQLite's file; beside one on MySQL it takes no lock and reads.
  */
 export const standalone = Effect.fn("Standalone.plan")(function* (invocation: Invocation) {
   const settings = yield* SettingsFrom.fromEnvironment(process.env, invocation.values.config ?? null, {
@@ -36,50 +36,23 @@ export const standalone = Effect.fn("Standalone.plan")(function* (invocation: In
   })
   const stored = yield* journal(settings)
   const { file } = invocation.values
-  const declarations = file === undefined ? stored.declarations : yield* candidate(file, stored.declarations, settings)
-  const answer = yield* planned(settings, { ...stored, declarations }).pipe(
-    Effect.provide(Layers.looking(settings, { version: Package.version(), stop_nbd: false }))
-  )
+  const answer = yield* Effect.gen(function* () {
+    const declarations =
+      file === undefined ? stored.declarations : yield* candidate(file, stored.declarations, settings)
+    return yield* planned(settings, { ...stored, declarations })
+  }).pipe(Effect.provide(Layers.looking(settings, { version: Package.version(), stop_nbd: false })))
   yield* show(answer, (paint) => planText(answer.text, paint))
   return Exit.ofPlan(answer.plan)
 })
 
-interface Journal {
-  readonly declarations: ReadonlyArray<Declaration>
-  readonly operations: ReadonlyArray<Operation>
-  readonly approved: ReadonlySet<string>
-  readonly destructive_last_hour: number
-  readonly maintenance: Plan.Input["maintenance"]
-  readonly withheld: Plan.Input["withheld"]
-}
-
-const empty: Journal = {
-  declarations: [],
-  operations: [],
-  approved: new Set(),
-  destructive_last_hour: 0,
-  maintenance: null,
-  withheld: []
-}
-
 /** What the daemon has stored. A database that is not there yet is not made by looking. */
 const journal = Effect.fn("Standalone.journal")(function* (settings: Settings) {
-  if (!existsSync(yield* sqliteFile(settings.database_dsn))) return empty
-  return yield* Effect.gen(function* () {
-    const store = yield* Store
-    const now = yield* Clock.currentTimeMillis
-    return {
-      declarations: (yield* store.declarations).filter(isLiving),
-      operations: yield* store.unresolved,
-      approved: new Set((yield* store.approvals(now)).map(Plan.heldKey)),
-      destructive_last_hour: yield* store.destructiveSince(now - HOUR_MS),
-      maintenance: Plan.maintained(yield* store.maintenance),
-      withheld: yield* store.withheld
-    } satisfies Journal
-  }).pipe(Effect.provide(Sql.layerDsn(settings.database_dsn)))
+  const dsn = yield* Dsn.resolve(settings.database_dsn, settings.database_ca_file)
+  if (dsn._tag === "Sqlite" && !existsSync(dsn.file)) return Standing.blank
+  return yield* Effect.flatMap(Store, Standing.read).pipe(Effect.provide(Sql.layerLooking(settings)))
 })
 
-const planned = Effect.fn("Standalone.planned")(function* (settings: Settings, stored: Journal) {
+const planned = Effect.fn("Standalone.planned")(function* (settings: Settings, stored: Standing.Standing) {
   const { declarations, operations } = stored
   const { appliance_vm_id, limits } = settings
   const inventory = yield* Observe.make({ only: null, appliance_vm_id, declarations, operations, machines: null })
@@ -93,10 +66,8 @@ const planned = Effect.fn("Standalone.planned")(function* (settings: Settings, s
     hold: Either.getOrElse(File.read(settings.hold_file), () => null),
     digest: Layers.digest
   })
-  return PlanAnswer.make(
-    { server: "none (standalone)", ...PlanAnswer.site(settings) },
-    { plan, inventory, declarations }
-  )
+  const place = yield* PlanAnswer.site(settings, yield* CloudStackRead).place
+  return PlanAnswer.make({ server: "none (standalone)", ...place }, { plan, inventory, declarations })
 })
 
 /** What would be declared if the file were applied. */
@@ -119,11 +90,18 @@ const candidate = Effect.fn("Standalone.candidate")(function* (
 })
 
 const context = (settings: Settings) =>
-  Effect.map(Clock.currentTimeMillis, (now): Declare.Context => ({
-    now,
-    actor: "plan",
-    appliance_vm_id: settings.appliance_vm_id,
-    defaults: { disk_offering_id: settings.default_disk_offering_id, zone_id: settings.default_zone_id },
-    delete_grace_ms: settings.delete_grace_ms,
-    newUid: () => Uid.make(randomUUID())
-  }))
+  Effect.gen(function* () {
+    const cloud = yield* CloudStackRead
+    const zones = Effect.map(cloud.zones, (zones) => zones.map(({ id, name }) => [id, name] as const))
+    return {
+      now: yield* Clock.currentTimeMillis,
+      actor: "plan",
+      appliance_vm_id: settings.appliance_vm_id,
+      defaults: {
+        disk_offering_id: settings.default_disk_offering_id,
+        zone_id: yield* DefaultZone.of(cloud, zones)
+      },
+      delete_grace_ms: settings.delete_grace_ms,
+      newUid: () => Uid.make(randomUUID())
+    } satisfies Declare.Context
+  })

@@ -1,4 +1,5 @@
 import { Clock, type Context, Effect, Either, Option, Random } from "effect"
+import * as Failpoint from "../../reconciler/Failpoint.ts"
 import type { Gate } from "../../reconciler/Gate.ts"
 import * as Metrics from "../../reconciler/Metrics.ts"
 import * as Wire from "../../schema/CloudStack.ts"
@@ -22,6 +23,8 @@ export type ReadCommand =
   | "listCapabilities"
   | "queryAsyncJobResult"
   | "listEvents"
+  | "listApis"
+  | "listAccounts"
 
 type Decode<A> = (body: unknown) => Either.Either<A, string>
 
@@ -171,8 +174,11 @@ const onlyQueues: ReadonlySet<MutatingCommand> = new Set(["attachVolume", "detac
  * proof for createVolume: it is asked about twice there, and the second time the row exists.
  */
 export const provesNoEffect = (command: MutatingCommand, code: number, text: string): boolean =>
-  definite.has(code) ||
+  (definite.has(code) && !(command === "createVolume" && isIdTaken(text))) ||
   (code === Wire.ApiErrorCode.SERVICE_UNAVAILABLE && onlyQueues.has(command) && /can not accept new jobs/i.test(text))
+
+/** `UUIDManagerImpl`: who took the chosen id may have been this very call, delivered before (C10). */
+const isIdTaken = (text: string): boolean => /already exists so can't create\/update with custom id/i.test(text)
 
 /** An account's or a resource's limit. */
 const limits: ReadonlySet<number> = new Set([
@@ -194,7 +200,7 @@ export const mutator = (transport: Transport, gate: Context.Tag.Service<Gate>): 
           command,
           parameters,
           timeout_ms: transport.config.call_timeout_ms,
-          beforeSend: Effect.andThen(gate.check, guard)
+          beforeSend: gate.check.pipe(Effect.andThen(guard), Effect.andThen(Failpoint.pass("call.leaving")))
         })
         .pipe(Effect.catchTag("Unanswered", (unanswered) => Effect.fail(lostBy(command, unanswered))))
 

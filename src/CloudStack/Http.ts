@@ -4,7 +4,7 @@ import * as net from "node:net"
 import type * as HttpClient from "@effect/platform/HttpClient"
 import * as NodeHttpClient from "@effect/platform-node/NodeHttpClient"
 import { Effect, Layer } from "effect"
-import { Agent } from "undici"
+import { Agent, buildConnector } from "undici"
 import { Misconfigured } from "../../schema/Errors.ts"
 import type { Settings } from "../../schema/Settings.ts"
 
@@ -24,32 +24,52 @@ export const layer = (config: Settings["cloudstack"]): Layer.Layer<HttpClient.Ht
 
 const agent = (config: Settings["cloudstack"]) =>
   Effect.gen(function* () {
-    const url = yield* endpoint(config)
+    if (config.api_url !== null) yield* judged(config.api_url, config.allow_http)
     const ca = config.ca_file === null ? {} : { ca: yield* certificates(config.ca_file) }
     return new Agent({
       connections: config.connections,
       pipelining: 1,
       keepAliveTimeout: 10_000,
-      connect: { timeout: 5_000, lookup: lookup(isAllowed(url, config.allow_http)), ...ca }
+      connect: connector(config.allow_http, ca)
     })
   })
 
-const endpoint = (config: Settings["cloudstack"]) =>
+/** Every connection is judged by its own scheme and address, because the URL may come from a row that changes. */
+const connector = (allowHttp: boolean, ca: { readonly ca?: string }): buildConnector.connector => {
+  const make = (protocol: string) =>
+    // Said, for Node would let its environment (NODE_TLS_REJECT_UNAUTHORIZED) answer.
+    buildConnector({
+      timeout: 5_000,
+      lookup: lookup(isAllowed(protocol, allowHttp)),
+      rejectUnauthorized: true,
+      ...ca
+    })
+  const secure = make("https:")
+  const plain = make("http:")
+  return (options, callback) => {
+    const host = options.hostname.replace(/^\[|\]$/g, "")
+    // The look-up is not asked about an address that is written down.
+    if (net.isIP(host) !== 0 && !isAllowed(options.protocol, allowHttp)(host)) return callback(notAllowed(), null)
+    return (options.protocol === "https:" ? secure : plain)(options, callback)
+  }
+}
+
+/** What the settings name stops the start where it can never be right. */
+const judged = (text: string, allowHttp: boolean) =>
   Effect.gen(function* () {
-    const url = URL.canParse(config.api_url) ? new URL(config.api_url) : null
+    const url = URL.canParse(text) ? new URL(text) : null
     if (url === null || !["http:", "https:"].includes(url.protocol)) {
       return yield* wrongUrl("expected an http or https URL")
     }
     // A name is judged by what it resolves to, each time; an address written down is judged here.
     const host = url.hostname.replace(/^\[|\]$/g, "")
-    if (net.isIP(host) !== 0 && !isAllowed(url, config.allow_http)(host)) {
+    if (net.isIP(host) !== 0 && !isAllowed(url.protocol, allowHttp)(host)) {
       return yield* wrongUrl(
         isRefused(host)
           ? "expected an address of a CloudStack server, not a link-local or unspecified one"
           : "expected https beyond this machine; CLOUDSTACK_ALLOW_HTTP=true allows plain http"
       )
     }
-    return url
   })
 
 const wrongUrl = (problem: string) =>
@@ -89,9 +109,9 @@ const isIn = (list: net.BlockList, address: string) => list.check(address, net.i
 const isRefused = (address: string) => isIn(refused, address)
 
 const isAllowed =
-  (url: URL, allowHttp: boolean) =>
+  (protocol: string, allowHttp: boolean) =>
   (address: string): boolean =>
-    !isRefused(address) && (url.protocol === "https:" || allowHttp || isIn(loopback, address))
+    !isRefused(address) && (protocol === "https:" || allowHttp || isIn(loopback, address))
 
 /** The system's look-up, its answers judged: a name may resolve to another address today than at the start. */
 const lookup =

@@ -9,35 +9,51 @@ import type { CloudVolume } from "../../schema/Inventory.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as ByIds from "./ByIds.ts"
 import * as Client from "./Client.ts"
+import { Credentials } from "./Credentials.ts"
+import * as CustomIds from "./CustomIds.ts"
 import * as Events from "./Events.ts"
 import * as Listings from "./Listing.ts"
 import * as Mutations from "./Mutations.ts"
 import * as Transport from "./Transport.ts"
 
 /** CloudStack, read only: nothing in here can name a command that changes anything. */
-export const layerRead = (config: Settings["cloudstack"]): Layer.Layer<CloudStackRead, never, HttpClient.HttpClient> =>
+export const layerRead = (
+  config: Settings["cloudstack"]
+): Layer.Layer<CloudStackRead, never, HttpClient.HttpClient | Credentials> =>
   Layer.effect(
     CloudStackRead,
-    Effect.flatMap(Transport.make(config), (transport) => makeReads(transport))
+    Effect.gen(function* () {
+      const transport = yield* Transport.make(config)
+      return yield* makeReads(transport, yield* customIdsOf(transport))
+    })
   )
 
 /** CloudStack, both ports on one set of connections. */
 export const layer = (
   config: Settings["cloudstack"]
-): Layer.Layer<CloudStackRead | CloudStack, never, HttpClient.HttpClient | Gate> =>
+): Layer.Layer<CloudStackRead | CloudStack, never, HttpClient.HttpClient | Credentials | Gate> =>
   Layer.effectContext(
     Effect.gen(function* () {
       const transport = yield* Transport.make(config)
-      const reads = yield* makeReads(transport)
+      const customIds = yield* customIdsOf(transport)
+      const reads = yield* makeReads(transport, customIds)
       const mutate = yield* Client.mutator(transport, yield* Gate)
       return Context.make(CloudStackRead, reads).pipe(
-        Context.add(CloudStack, yield* Mutations.make(mutate, reads, config.project_id))
+        Context.add(CloudStack, yield* Mutations.make(mutate, reads, customIds, config.project_id))
       )
     })
   )
 
-const makeReads = (transport: Transport.Transport): Effect.Effect<Context.Tag.Service<CloudStackRead>> =>
+/** A pass waits for it, so it is tried once. */
+const customIdsOf = (transport: Transport.Transport) =>
+  Effect.flatMap(Credentials, (credentials) => CustomIds.make(Client.reader(transport, 1), credentials))
+
+const makeReads = (
+  transport: Transport.Transport,
+  customIds: CustomIds.CustomIds
+): Effect.Effect<Context.Tag.Service<CloudStackRead>, never, Credentials> =>
   Effect.gen(function* () {
+    const credentials = yield* Credentials
     const read = Client.reader(transport)
     const list = yield* Listings.make(read)
     const byIds = ByIds.make(read)
@@ -54,6 +70,11 @@ const makeReads = (transport: Transport.Transport): Effect.Effect<Context.Tag.Se
     } as const
 
     return {
+      place: Effect.zipWith(credentials.current, credentials.problem, (known, problem) => {
+        if (known === null) return null
+        const { credential, zone, domain, source } = known
+        return { api_url: credential.api_url, zone, domain, source, problem }
+      }),
       volumes: Effect.map(list(volumes), toListing).pipe(Effect.withSpan("CloudStack.volumes")),
       volumesById: Effect.fn("CloudStack.volumesById")(function* (ids) {
         const started_at = yield* Clock.currentTimeMillis
@@ -78,6 +99,7 @@ const makeReads = (transport: Transport.Transport): Effect.Effect<Context.Tag.Se
       ),
       zones: readable(list({ command: "listZones", element: "zone", decode: Wire.zones, parameters: {} })),
       capabilities: Effect.mapError(read("listCapabilities", {}, Wire.capabilities), unavailable),
+      customIds: customIds.allowed,
       events
     }
   })

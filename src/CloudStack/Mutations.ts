@@ -6,7 +6,8 @@ import * as Wire from "../../schema/CloudStack.ts"
 import { OutcomeUnknown, PreconditionLost } from "../../schema/Errors.ts"
 import type { OfferingId, VolumeId } from "../../schema/Ids.ts"
 import type { CloudVolume } from "../../schema/Inventory.ts"
-import type { Mutate, MutatingCommand } from "./Client.ts"
+import type { Mutate, MutatingCommand, MutationFailed } from "./Client.ts"
+import type { CustomIds } from "./CustomIds.ts"
 import type { Parameters } from "./Signature.ts"
 
 /** How old a reading may be when the call it allows leaves, ms (S4). */
@@ -24,6 +25,7 @@ const OFFERINGS_TTL = "1 hour"
 export const make = Effect.fn("CloudStack.mutations")(function* (
   mutate: Mutate,
   reads: Context.Tag.Service<CloudStackRead>,
+  customIds: CustomIds,
   projectId: string | null
 ) {
   const [cached, forget] = yield* Effect.cachedInvalidateWithTTL(reads.offerings, OFFERINGS_TTL)
@@ -52,14 +54,19 @@ export const make = Effect.fn("CloudStack.mutations")(function* (
         diskofferingid: action.disk_offering_id,
         zoneid: action.zone_id,
         ...(yield* sizeOn(action.disk_offering_id, action.size_gib)),
-        ...(projectId === null ? {} : { projectid: projectId })
+        ...(projectId === null ? {} : { projectid: projectId }),
+        ...(action.custom_id === null ? {} : { customid: action.custom_id })
       }
       const { answer, submitted_at, expires_at } = yield* mutate(
         "createVolume",
         parameters,
         Effect.void,
         Wire.createAnswer
-      )
+      ).pipe(Effect.catchIf(deniesCustomId, () => Effect.andThen(customIds.refused, toBePlain)))
+      if (action.custom_id !== null && answer.id !== action.custom_id) {
+        yield* Effect.logWarning("CloudStack chose an id of its own", { asked: action.custom_id, got: answer.id })
+        yield* customIds.refused
+      }
       return { job_id: answer.jobid, volume_id: answer.id, submitted_at, expires_at }
     }),
 
@@ -111,6 +118,16 @@ export const make = Effect.fn("CloudStack.mutations")(function* (
     })
   } satisfies Context.Tag.Service<CloudStack> as Context.Tag.Service<CloudStack>
 })
+
+/** `UUIDManagerImpl.checkUuid`, asked before the row is made: nothing was, so that the same may be asked for without. */
+const deniesCustomId = (failure: MutationFailed): boolean =>
+  failure._tag === "CloudStackRefused" &&
+  failure.code === Wire.ApiErrorCode.ACCOUNT_ERROR &&
+  /create\/update custom id/i.test(failure.text)
+
+const toBePlain = Effect.suspend(
+  () => new PreconditionLost({ detail: "CloudStack lets this account choose no ids; planned anew without one" })
+)
 
 type Queue = (
   command: MutatingCommand,

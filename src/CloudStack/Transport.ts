@@ -5,6 +5,7 @@ import type * as HttpClientResponse from "@effect/platform/HttpClientResponse"
 import { Clock, Data, Effect, Redacted, Ref, type Scope, Stream } from "effect"
 import * as Metrics from "../../reconciler/Metrics.ts"
 import type { Settings } from "../../schema/Settings.ts"
+import { type Credential, Credentials } from "./Credentials.ts"
 import * as Signature from "./Signature.ts"
 
 /** How long CloudStack accepts a signed call, ms. */
@@ -44,7 +45,8 @@ export interface Answer extends Times {
 /** There is no answer that was read to its end. */
 export class Unanswered extends Data.TaggedError("Unanswered")<
   Times & {
-    readonly kind: "transport" | "timeout"
+    /** `unconfigured`: where CloudStack is, or by what keys, is not known yet. */
+    readonly kind: "transport" | "timeout" | "unconfigured"
     /** Proven: no byte of the call left this machine. */
     readonly never_sent: boolean
     /** Neither address nor parameters. */
@@ -61,11 +63,15 @@ export interface Transport {
 }
 
 /**
- * Signs and sends one call at a time a connection. `expires` is set by CloudStack's own clock, learned from the Date
+ * Signs and sends one call at a time a connection, each with the credentials that are known when its turn comes: a call
+ * that is under way when they change ends with those it began with. `expires` is set by CloudStack's own clock, learned from the Date
  * headers of its answers and carried on by our monotonic one, so that neither clock's setting lengthens a call's life.
  */
-export const make = (config: Settings["cloudstack"]): Effect.Effect<Transport, never, HttpClient.HttpClient> =>
+export const make = (
+  config: Settings["cloudstack"]
+): Effect.Effect<Transport, never, HttpClient.HttpClient | Credentials> =>
   Effect.gen(function* () {
+    const credentials = yield* Credentials
     const http = (yield* HttpClient.HttpClient).pipe(
       // Spans and trace headers would carry the call's address outside.
       HttpClient.withTracerPropagation(false),
@@ -76,41 +82,68 @@ export const make = (config: Settings["cloudstack"]): Effect.Effect<Transport, n
     const slots = yield* Effect.makeSemaphore(config.connections)
     const clock = yield* Ref.make<ClockSample | null>(null)
 
-    const send = Effect.fn("CloudStack.send")(function* <E>(call: Call<E>) {
+    const sendWith = Effect.fn("CloudStack.send")(function* <E>(call: Call<E>) {
       const submitted_at = Math.floor(yield* Clock.currentTimeMillis)
       const times: Times = { submitted_at, expires_at: submitted_at + LIFETIME_MS }
-      const body = sign(config, call, (yield* serverTime(clock)) + LIFETIME_MS)
+      const known = yield* credentials.current
+      if (known === null) return yield* unconfigured(times, yield* credentials.problem)
+      const { credential } = known
+      const body = sign(credential, call, (yield* serverTime(clock, credential)) + LIFETIME_MS)
       yield* call.beforeSend
-      const request = HttpClientRequest.bodyText(HttpClientRequest.post(config.api_url), body, FORM)
-      const answer = yield* exchange(http, request, times, clock).pipe(
+      const request = HttpClientRequest.bodyText(HttpClientRequest.post(credential.api_url), body, FORM)
+      const answer = yield* exchange(http, request, times, (sample) =>
+        Ref.set(clock, { ...sample, api_url: credential.api_url })
+      ).pipe(
         Effect.scoped,
         Effect.timeoutFail({ duration: call.timeout_ms, onTimeout: () => timedOut(call, times) }),
         Metrics.calling(call.command)
       )
-      return answer.status === 200 ? answer : { ...answer, text: withoutSecrets(answer.text, config, body) }
+      const clean = answer.status === 200 ? answer : { ...answer, text: withoutSecrets(answer.text, credential, body) }
+      return { answer: clean, credential }
     }, slots.withPermits(1))
 
-    return { config, send, knowsClock: Effect.map(sampleAge(clock), (age) => age !== null && age <= CLOCK_SAMPLE_MS) }
+    /** Whoever repeats a call that was answered 401 finds the newest keys there are. */
+    const send = <E>(call: Call<E>) =>
+      sendWith(call).pipe(
+        Effect.tap(({ answer, credential }) => (answer.status === 401 ? credentials.refused(credential) : Effect.void)),
+        Effect.map(({ answer }) => answer)
+      )
+
+    const knowsClock = Effect.gen(function* () {
+      const known = yield* credentials.current
+      const age = known === null ? null : yield* sampleAge(clock, known.credential)
+      return age !== null && age <= CLOCK_SAMPLE_MS
+    })
+
+    return { config, send, knowsClock }
+  })
+
+const unconfigured = (times: Times, problem: string | null) =>
+  new Unanswered({
+    ...times,
+    kind: "unconfigured",
+    never_sent: true,
+    detail: problem ?? "CloudStack's URL and keys are not known yet"
   })
 
 const FORM = "application/x-www-form-urlencoded; charset=UTF-8"
 
-const sign = (config: Settings["cloudstack"], call: Call<unknown>, expires: number): string =>
+const sign = (credential: Credential, call: Call<unknown>, expires: number): string =>
   Signature.signedBody(
     {
       ...call.parameters,
       command: call.command,
       response: "json",
-      apikey: Redacted.value(config.api_key),
+      apikey: Redacted.value(credential.api_key),
       signatureversion: "3",
       expires: new Date(expires).toISOString()
     },
-    config.secret_key
+    credential.secret_key
   )
 
 /** A server (or a proxy) that repeats our request in its error page would otherwise put the keys into our errors. */
-const withoutSecrets = (text: string, config: Settings["cloudstack"], body: string): string =>
-  [Redacted.value(config.secret_key), Redacted.value(config.api_key), ...new URLSearchParams(body).getAll("signature")]
+const withoutSecrets = (text: string, { api_key, secret_key }: Credential, body: string): string =>
+  [Redacted.value(secret_key), Redacted.value(api_key), ...new URLSearchParams(body).getAll("signature")]
     .flatMap((secret) => [secret, Signature.encode(secret)])
     .filter((secret) => secret.length > 0)
     .reduce((rest, secret) => rest.replaceAll(secret, "<redacted>"), text)
@@ -119,11 +152,11 @@ const exchange = Effect.fnUntraced(function* (
   http: HttpClient.HttpClient.With<HttpClientError.HttpClientError, Scope.Scope>,
   request: HttpClientRequest.HttpClientRequest,
   times: Times,
-  clock: Ref.Ref<ClockSample | null>
+  learned: (sample: Pick<ClockSample, "date" | "at">) => Effect.Effect<void>
 ) {
   const failed = (error: HttpClientError.HttpClientError) => unanswered(error, times)
   const response = yield* Effect.mapError(http.execute(request), failed)
-  const skew_ms = yield* learnClock(clock, response)
+  const skew_ms = yield* learnClock(learned, response)
   const text = yield* readBody(response, times)
   return { ...times, status: response.status, text, retry_after: response.headers["retry-after"] ?? null, skew_ms }
 })
@@ -202,14 +235,18 @@ const failedToConnect = (cause: unknown): boolean => {
   return syscall === "connect" || syscall === "getaddrinfo" || beforeConnected.has(codeOf(cause) ?? "")
 }
 
-/** What CloudStack's clock said, and our monotonic clock when it had been said. */
+/** What CloudStack's clock said, and our monotonic clock when it had been said. Another URL is another clock. */
 interface ClockSample {
+  readonly api_url: string
   readonly date: number
   readonly at: bigint
 }
 
-const sampleAge = (clock: Ref.Ref<ClockSample | null>) =>
-  Effect.zipWith(Ref.get(clock), Clock.currentTimeNanos, (sample, now) =>
+const sampleOf = (clock: Ref.Ref<ClockSample | null>, { api_url }: Credential) =>
+  Effect.map(Ref.get(clock), (sample) => (sample?.api_url === api_url ? sample : null))
+
+const sampleAge = (clock: Ref.Ref<ClockSample | null>, credential: Credential) =>
+  Effect.zipWith(sampleOf(clock, credential), Clock.currentTimeNanos, (sample, now) =>
     sample === null ? null : Number((now - sample.at) / 1_000_000n)
   )
 
@@ -217,21 +254,24 @@ const sampleAge = (clock: Ref.Ref<ClockSample | null>) =>
  * The earliest that CloudStack's clock may show now, ms: a Date header has whole seconds, cut off. An expiry reckoned
  * from it never comes later than reckoned by our own clock from now. Our clock where CloudStack's was never told.
  */
-const serverTime = (clock: Ref.Ref<ClockSample | null>) =>
+const serverTime = (clock: Ref.Ref<ClockSample | null>, credential: Credential) =>
   Effect.gen(function* () {
-    const sample = yield* Ref.get(clock)
-    const age = yield* sampleAge(clock)
+    const sample = yield* sampleOf(clock, credential)
+    const age = yield* sampleAge(clock, credential)
     return sample === null || age === null ? yield* Clock.currentTimeMillis : sample.date + age
   })
 
 /** RFC 9110's one form that may still be sent. */
 const datePattern = /^[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT$/
 
-const learnClock = (clock: Ref.Ref<ClockSample | null>, response: HttpClientResponse.HttpClientResponse) =>
+const learnClock = (
+  learned: (sample: Pick<ClockSample, "date" | "at">) => Effect.Effect<void>,
+  response: HttpClientResponse.HttpClientResponse
+) =>
   Effect.gen(function* () {
     const header = response.headers["date"] ?? ""
     const date = datePattern.test(header) ? Date.parse(header) : Number.NaN
     if (Number.isNaN(date)) return null
-    yield* Ref.set(clock, { date, at: yield* Clock.currentTimeNanos })
+    yield* learned({ date, at: yield* Clock.currentTimeNanos })
     return date - (yield* Clock.currentTimeMillis)
   })

@@ -4,6 +4,7 @@ import { GIB, type Spec } from "../../schema/Declaration.ts"
 import { type Problem, Refused } from "../../schema/Document.ts"
 import type { CloudStackUnavailable } from "../../schema/Errors.ts"
 import type { Name, ZoneId } from "../../schema/Ids.ts"
+import * as DefaultZone from "../CloudStack/DefaultZone.ts"
 
 /** How long offerings and zones may be believed without asking again. */
 const AGE_MS_MAX = 24 * 3_600_000
@@ -32,6 +33,8 @@ export class Catalogue extends Context.Tag("volumed/Http/Catalogue")<
     readonly check: (wanted: ReadonlyArray<Wanted>) => Effect.Effect<void, Refused | CloudStackUnavailable>
     /** What there is to choose from, at most a day old. */
     readonly listing: Effect.Effect<Listing, CloudStackUnavailable>
+    /** The zone that a declaration gets which names none; null where none is configured. */
+    readonly zone: Effect.Effect<ZoneId | null, CloudStackUnavailable>
     /** A check would be decided now. */
     readonly ready: Effect.Effect<void, CloudStackUnavailable>
   }
@@ -64,6 +67,10 @@ const make = Effect.gen(function* () {
 
   return Catalogue.of({
     listing: within(AGE_MS_MAX),
+    zone: DefaultZone.of(
+      cloud,
+      Effect.map(within(AGE_MS_MAX), ({ zones }) => zones)
+    ),
     ready: Effect.asVoid(within(AGE_MS_MAX)),
     check: (wanted) =>
       Effect.gen(function* () {

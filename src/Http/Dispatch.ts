@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto"
 import type { IncomingMessage, ServerResponse } from "node:http"
 import * as HttpApi from "@effect/platform/HttpApi"
 import { Cause, Effect, Fiber, FiberRef, LogLevel, Option, Runtime, SchemaAST } from "effect"
+import { Leadership, notLeading, type Role as Standing } from "../../reconciler/Leadership.ts"
 import { Api, type EndpointName } from "../../schema/Routes.ts"
 import * as Access from "./Access.ts"
 import type { Answer } from "./Answer.ts"
@@ -97,6 +98,7 @@ export const make = (all: Handlers, options: Parameters<typeof Access.make>[0]) 
     const admit = yield* Access.make(options)
     const places = Places.make()
     const repeats = yield* Repeats
+    const { role } = yield* Leadership
     const clock = yield* Effect.clock
     const level = yield* FiberRef.get(FiberRef.currentMinimumLogLevel)
     const run = Runtime.runFork(yield* Effect.withTracerEnabled(Effect.runtime<never>(), false))
@@ -109,7 +111,7 @@ export const make = (all: Handlers, options: Parameters<typeof Access.make>[0]) 
       const endpoint = found.value.find((candidate) => candidate.method === method)
       if (endpoint === undefined) return methodNotAllowed(found.value)
       exchange.endpoint = endpoint
-      return handle({ exchange, endpoint, caller, params: found.params, repeats })
+      return handle({ exchange, endpoint, caller, params: found.params, repeats, role })
     }
 
     const answering = (exchange: Exchange) =>
@@ -176,9 +178,11 @@ interface Call {
   readonly caller: Access.Caller
   readonly params: Request["path"]
   readonly repeats: Repeats["Type"]
+  readonly role: Leadership["Type"]["role"]
 }
 
-const handle = ({ exchange, endpoint, caller, params, repeats }: Call): Effect.Effect<Answer, ErrorAnswer.Failure> => {
+const handle = (call: Call): Effect.Effect<Answer, ErrorAnswer.Failure> => {
+  const { exchange, endpoint, caller, params, repeats, role } = call
   const { message, path, query } = exchange
   const token = caller.token?.name ?? null
   if (!Access.allows(caller.role, endpoint.needs)) return readOnly
@@ -203,13 +207,20 @@ const handle = ({ exchange, endpoint, caller, params, repeats }: Call): Effect.E
   if (endpoint.needs === "read-only") return endpoint.handler(request)
   const bytes_max = endpoint.name === "apply" ? DOCUMENT_BYTES_MAX : BODY_BYTES_MAX
   const original = { path, bytes, bytes_max, types, scope: token ?? "" }
-  return Effect.flatMap(isDryRun(endpoint, query), (dry) => {
-    exchange.writes = !dry
+  const written = Effect.suspend(() => {
+    exchange.writes = true
     const key = message.headers["idempotency-key"]
-    if (dry || key === undefined) return endpoint.handler(request)
+    if (key === undefined) return endpoint.handler(request)
     return typeof key === "string" && isKey(key) ? repeats.once(key, request, original, endpoint.handler) : badKey
-  }).pipe(Effect.annotateLogs("request_id", exchange.id))
+  })
+  return Effect.flatMap(isDryRun(endpoint, query), (dry) =>
+    dry ? endpoint.handler(request) : Effect.andThen(Effect.flatMap(role, leads), written)
+  ).pipe(Effect.annotateLogs("request_id", exchange.id))
 }
+
+/** Only the leader writes; nothing of a write is looked at elsewhere. */
+const leads = (role: Standing): Effect.Effect<void, ErrorAnswer.Failure> =>
+  role._tag === "Leading" ? Effect.void : Effect.fail(notLeading(role))
 
 const readOnly = refuse("FORBIDDEN", "this token may only read", "use a read-write token")
 

@@ -65,6 +65,7 @@ export const make = (failure: Failure, request_id: string): ErrorAnswer => {
     case "CursorExpired":
       return answer("CURSOR_EXPIRED", failure.message, request_id)
     case "StoreUnavailable": {
+      if (failure.problem === "standby") return standby(failure.leader, request_id)
       const suggestion = failure.outcome_unknown
         ? "whether this was stored is not known: read it, and repeat the request where it was not"
         : "repeat the request; what was stored before is not affected"
@@ -78,6 +79,13 @@ export const make = (failure: Failure, request_id: string): ErrorAnswer => {
     }
   }
 }
+
+/** `leader` is what it calls itself, host and process: where it is reached, the operator knows. */
+const standby = (leader: string | null, request_id: string): ErrorAnswer =>
+  answer("STANDBY", "another process leads, and only that one writes", request_id, {
+    suggestion: "send the request to the leader, or repeat it: this one leads when that one is gone",
+    leader
+  })
 
 export const overloaded = (error: string, request_id: string): ErrorAnswer =>
   answer("OVERLOADED", error, request_id, { suggestion: "repeat the request" })

@@ -1,5 +1,7 @@
 import { Clock, Effect } from "effect"
+import { CloudStackRead } from "../../reconciler/CloudStack.ts"
 import { Gate } from "../../reconciler/Gate.ts"
+import { Leadership, type Role } from "../../reconciler/Leadership.ts"
 import * as Instruments from "../../reconciler/Metrics.ts"
 import { Reconciler } from "../../reconciler/Reconciler.ts"
 import { Store } from "../../reconciler/Store.ts"
@@ -18,10 +20,13 @@ const LIMIT_MS = 5_000
 const BEATS_MISSED_MAX = 3
 
 /**
- * 200 exactly when a write would be accepted: no maintenance, the database takes it, and offering and zone can be
- * checked. Everybody may read this, so that it names states, and neither addresses, paths nor anybody's words.
+ * 200 exactly when a write would be accepted: this process leads, there is no maintenance, the database takes it, and
+ * offering and zone can be checked. Everybody may read this, so that it names states, and neither addresses, paths nor anybody's words.
  */
-export const make = (settings: Pick<Settings, "sandbox">, version: string) =>
+export const make = (
+  settings: Pick<Settings, "sandbox"> & { readonly insecure: ReadonlyArray<string> },
+  version: string
+) =>
   Effect.fnUntraced(function* () {
     const [database, catalogue] = yield* Effect.all([databaseHealth, catalogueHealth], { concurrency: 2 })
     const { inventory } = yield* Effect.flatMap(Reconciler, ({ view }) => view)
@@ -29,8 +34,9 @@ export const make = (settings: Pick<Settings, "sandbox">, version: string) =>
     const cloudstack = inventory === null ? UNREAD_YET : sourceHealth(inventory.cloud)
     const devices = inventory === null ? UNREAD_YET : sourceHealth(inventory.guest)
     const nbd = inventory === null ? UNREAD_YET : nbdHealth(inventory.nbd)
+    const role = yield* Effect.flatMap(Leadership, ({ role }) => role)
     const works = database.ok && catalogue.ok
-    const accepted = works && !database.maintenance
+    const accepted = works && !database.maintenance && role._tag === "Leading"
     const all = [database.health, cloudstack, devices, nbd].every((health) => health === "healthy")
     const body: Api.Health = {
       status: !works ? "unhealthy" : all && accepted && !hold ? "healthy" : "degraded",
@@ -42,12 +48,16 @@ export const make = (settings: Pick<Settings, "sandbox">, version: string) =>
       details: {
         database: database.detail,
         cloudstack: catalogue.ok ? cloudstack : catalogue.detail,
+        cloudstack_settings: yield* settingsHealth,
         devices,
         nbd,
         nbd_version: (inventory?.nbd._tag === "Known" ? inventory.nbd.value.version : null) ?? "",
+        durability: database.weak,
+        insecure: settings.insecure.join("; "),
+        ...standing(role),
         sandbox: String(settings.sandbox),
         tokens: (yield* Effect.flatMap(Tokens, ({ problem }) => problem)) ?? "",
-        hold: hold ? "the hold file is there: nothing is changed" : "",
+        hold: hold && role._tag === "Leading" ? "the hold file is there: nothing is changed" : "",
         maintenance: database.maintenance ? "a maintenance is going on: version 1 writes are refused" : "",
         version
       }
@@ -55,20 +65,38 @@ export const make = (settings: Pick<Settings, "sandbox">, version: string) =>
     return accepted ? { status: 200, body } : unavailable(body)
   })
 
+/** A leader's name holds that of its host, so that it is not told here; `STANDBY` answers tell it. */
+const standing = (role: Role) => {
+  switch (role._tag) {
+    case "Leading":
+      return { role: "leader", term: String(role.term), leader: "this process" }
+    case "Standby":
+      return { role: "standby", term: "", leader: "another process" }
+    case "Unreachable":
+      return { role: "unknown", term: "", leader: "unknown" }
+  }
+}
+
 const unavailable = (body: unknown): Answer => ({ status: 503, body, headers: { "retry-after": "5" } })
 
 const UNREAD_YET = "not read yet"
 
 const databaseHealth = Effect.flatMap(Store, (store) => Effect.all([store.describe, store.maintenance])).pipe(
   Effect.timeout(LIMIT_MS),
-  Effect.map(([{ engine, durable, schema_version, undecodable }, maintenance]) => {
+  Effect.map(([{ engine, durable, weak, schema_version, undecodable }, maintenance]) => {
     const rows = undecodable.length === 0 ? "" : `, ${undecodable.length} rows do not decode`
     const detail = `${engine}, ${durable ? "durable" : "not durable"}, schema ${schema_version}${rows}`
     const health = durable && rows === "" ? "healthy" : "degraded"
-    return { ok: true, health, detail, maintenance: maintenance !== null }
+    return { ok: true, health, detail, weak: weak.join("; "), maintenance: maintenance !== null }
   }),
   Effect.tapError((error) => Effect.logDebug("the database is not healthy", error.message)),
-  Effect.orElseSucceed(() => ({ ok: false, health: "unavailable", detail: "unavailable", maintenance: false }))
+  Effect.orElseSucceed(() => ({
+    ok: false,
+    health: "unavailable",
+    detail: "unavailable",
+    weak: "",
+    maintenance: false
+  }))
 )
 
 const catalogueHealth = Effect.flatMap(Catalogue, ({ ready }) => ready).pipe(
@@ -78,6 +106,14 @@ const catalogueHealth = Effect.flatMap(Catalogue, ({ ready }) => ready).pipe(
   Effect.catchAll((error) => {
     const why = error._tag === "CloudStackUnavailable" ? error.kind : "timeout"
     return Effect.succeed({ ok: false, detail: `offerings and zones cannot be read (${why})` })
+  })
+)
+
+/** Which row it is, and what is wrong with it, is the log's to tell, and doctor's. */
+const settingsHealth = Effect.flatMap(CloudStackRead, ({ place }) => place).pipe(
+  Effect.map((place) => {
+    if (place === null) return "the row of ossea_configs cannot be read yet, or not be used"
+    return place.problem === null ? "" : "the row of ossea_configs cannot be read or used: what was known last is kept"
   })
 )
 

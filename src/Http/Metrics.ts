@@ -1,6 +1,7 @@
 import { readdir } from "node:fs/promises"
 import { Clock, Effect, Metric, Option } from "effect"
 import { Gate } from "../../reconciler/Gate.ts"
+import { Leadership, type Role } from "../../reconciler/Leadership.ts"
 import * as Instruments from "../../reconciler/Metrics.ts"
 import { Reconciler, type View } from "../../reconciler/Reconciler.ts"
 import { type Statistics, Store } from "../../reconciler/Store.ts"
@@ -26,7 +27,7 @@ export const metrics = (version: string) =>
     const families = [
       ...Exposition.fromRegistry(yield* Metric.snapshot, "volumed_"),
       Exposition.gauge("volumed_build_info", "1, with the version that runs.", [{ labels: { version }, value: 1 }]),
-      Exposition.gauge("volumed_leader", "1: this daemon is the one that acts.", 1),
+      ...ofRole(yield* Effect.flatMap(Leadership, ({ role }) => role)),
       ...ofView(yield* view),
       ...(yield* observations(yield* view, now)),
       ...(yield* stops),
@@ -34,6 +35,15 @@ export const metrics = (version: string) =>
     ]
     return ok(new Text({ text: Exposition.render(families), content_type: Exposition.CONTENT_TYPE }))
   })
+
+const ofRole = (role: Role): ReadonlyArray<Exposition.Family> => [
+  Exposition.gauge("volumed_leader", "1: this daemon is the one that acts.", role._tag === "Leading" ? 1 : 0),
+  Exposition.gauge(
+    "volumed_leader_term",
+    "The term in which this daemon leads.",
+    role._tag === "Leading" ? [{ value: role.term }] : []
+  )
+]
 
 /** What the newest view says: as many lines for ten thousand declarations as for one. */
 export const ofView = ({ statuses, plan, inventory }: View): ReadonlyArray<Exposition.Family> => [

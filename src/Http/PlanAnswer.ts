@@ -1,30 +1,40 @@
-import { Context } from "effect"
+import { Context, Effect } from "effect"
+import type { CloudStackRead } from "../../reconciler/CloudStack.ts"
 import type { Planned } from "../../reconciler/Reconciler.ts"
 import * as Render from "../../reconciler/Render.ts"
 import type * as Api from "../../schema/Api.ts"
 import type { Plan } from "../../schema/Action.ts"
-import type { Uid } from "../../schema/Ids.ts"
+import type { Uid, VmId } from "../../schema/Ids.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Answer from "./Answer.ts"
 import type { Request } from "./Request.ts"
 
-/** What this daemon works on; `server` is what the client called it. */
-export class Site extends Context.Tag("volumed/Http/Site")<Site, Omit<Api.Place, "server">>() {}
+type Surroundings = Omit<Api.Place, "server">
+
+/** What this daemon works on. */
+export class Site extends Context.Tag("volumed/Http/Site")<
+  Site,
+  { readonly appliance_vm_id: VmId; readonly place: Effect.Effect<Surroundings> }
+>() {}
 
 export const site = (
-  settings: Pick<Settings, "appliance_vm_id" | "default_zone_id" | "sandbox"> & {
-    readonly cloudstack: Pick<Settings["cloudstack"], "api_url">
-  }
-): Omit<Api.Place, "server"> => ({
-  cloud: withoutSecrets(settings.cloudstack.api_url),
-  zone: settings.default_zone_id,
-  appliance_vm_id: settings.appliance_vm_id,
-  sandbox: settings.sandbox
+  { appliance_vm_id, sandbox }: Pick<Settings, "appliance_vm_id" | "sandbox">,
+  cloud: Pick<Context.Tag.Service<CloudStackRead>, "place">
+): Context.Tag.Service<Site> => ({
+  appliance_vm_id,
+  place: Effect.map(cloud.place, (known) => ({
+    cloud: known === null ? "unknown" : withoutSecrets(known.api_url),
+    zone: known?.zone ?? null,
+    appliance_vm_id,
+    sandbox
+  }))
 })
 
-export const placeOf = (request: Request, site: Omit<Api.Place, "server">): Api.Place => {
+/** `server` is what the client called it. */
+export const placeOf = (request: Request, site: Context.Tag.Service<Site>): Effect.Effect<Api.Place> => {
   const host = request.headers.host ?? ""
-  return { server: /^[A-Za-z0-9.:[\]_-]{1,255}$/u.test(host) ? `http://${host}` : "unnamed", ...site }
+  const server = /^[A-Za-z0-9.:[\]_-]{1,255}$/u.test(host) ? `http://${host}` : "unnamed"
+  return Effect.map(site.place, (place) => ({ server, ...place }))
 }
 
 /** A URL may carry a user, a password or a query: none of them is anybody's business here. */

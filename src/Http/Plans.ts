@@ -17,7 +17,7 @@ const APPROVAL_MS = 3_600_000
 const planNow = Effect.flatMap(Reconciler, (reconciler) => reconciler.plan(null))
 
 export const plan = Effect.fnUntraced(function* (request: Request) {
-  const place = PlanAnswer.placeOf(request, yield* PlanAnswer.Site)
+  const place = yield* PlanAnswer.placeOf(request, yield* PlanAnswer.Site)
   return Answer.ok(PlanAnswer.make(place, yield* planNow))
 })
 
@@ -52,10 +52,12 @@ const driftItem = (item: PlanItem, declaration: Declaration | undefined): DriftI
 
 /** The dry run of what writes no declaration: the plan as it is. `touched`: whom it would concern. */
 export const dryRun = (request: Request, touched: (plan: Plan) => ReadonlyArray<Held>) =>
-  Effect.map(Effect.all([planNow, PlanAnswer.Site]), ([planned, site]) => {
+  Effect.gen(function* () {
+    const planned = yield* planNow
+    const place = yield* PlanAnswer.placeOf(request, yield* PlanAnswer.Site)
     const concerned = touched(planned.plan)
     const changed = [...new Set(concerned.map(({ name }) => name))]
-    const answer = PlanAnswer.make(PlanAnswer.placeOf(request, site), planned)
+    const answer = PlanAnswer.make(place, planned)
     return Answer.ok({ ...answer, created: [], changed, unchanged: [], removed: [] } satisfies DryRun)
   })
 

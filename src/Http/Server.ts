@@ -1,6 +1,7 @@
 import { Context, Effect, Layer, Record } from "effect"
-import type { CloudStackRead } from "../../reconciler/CloudStack.ts"
+import { CloudStackRead } from "../../reconciler/CloudStack.ts"
 import type { Gate } from "../../reconciler/Gate.ts"
+import type { Leadership } from "../../reconciler/Leadership.ts"
 import type { Reconciler } from "../../reconciler/Reconciler.ts"
 import type { Store } from "../../reconciler/Store.ts"
 import type { Misconfigured } from "../../schema/Errors.ts"
@@ -43,11 +44,12 @@ export type Options = Pick<Settings, "sandbox" | "resync_idle_ms" | "rate_limit"
   Writes.Rules &
   Asking.Rules & {
     readonly nbd: Pick<Settings["nbd"], "backend" | "host" | "port">
-    readonly cloudstack: Pick<Settings["cloudstack"], "api_url">
+    /** What is set that makes it less safe against others, a sentence each. */
+    readonly insecure: ReadonlyArray<string>
     readonly version: string
   }
 
-type Ports = Store | Reconciler | CloudStackRead | Gate
+type Ports = Store | Reconciler | CloudStackRead | Gate | Leadership
 type Services =
   | Ports
   | Catalogue.Catalogue
@@ -132,7 +134,10 @@ export const layer = (options: Options): Layer.Layer<Server, Misconfigured, Port
         Catalogue.layer,
         Provenance.layer,
         Wait.layerClosing,
-        Layer.succeed(PlanAnswer.Site, PlanAnswer.site(options))
+        Layer.effect(
+          PlanAnswer.Site,
+          Effect.map(CloudStackRead, (cloud) => PlanAnswer.site(options, cloud))
+        )
       )
     )
   )

@@ -35,7 +35,11 @@ interface Told {
   readonly bytes: Uint8Array
 }
 
-/** Reads the history once for all watchers. */
+/**
+ * Reads the history once for all watchers. It relies on events becoming visible in the order of their ids, whoever leads:
+ * every write holds the one row of `lease` from before it is given an id until its commit (SQLite has one writer anyway).
+ * So a standby's watchers miss nothing, and streams go on over a change of leader.
+ */
 export class Hub extends Context.Tag("volumed/Http/Hub")<
   Hub,
   {

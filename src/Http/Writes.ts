@@ -5,6 +5,7 @@ import { Reconciler } from "../../reconciler/Reconciler.ts"
 import { type Alongside, Store } from "../../reconciler/Store.ts"
 import type * as Api from "../../schema/Api.ts"
 import type { Declaration } from "../../schema/Declaration.ts"
+import type { CloudStackUnavailable } from "../../schema/Errors.ts"
 import { type Name, Uid } from "../../schema/Ids.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Catalogue from "./Catalogue.ts"
@@ -56,13 +57,13 @@ export class Writes extends Context.Tag("volumed/Http/Writes")<
       scope: "all" | "changed"
     ) => Effect.Effect<Api.DryRun, Failure, R>
     /** What accepting a declaration depends on besides what is declared. */
-    readonly context: (request: Request) => Effect.Effect<Declare.Context>
+    readonly context: (request: Request) => Effect.Effect<Declare.Context, CloudStackUnavailable>
   }
 >() {}
 
 export type Rules = Pick<
   Settings,
-  "appliance_vm_id" | "default_disk_offering_id" | "default_zone_id" | "delete_grace_ms" | "declarations_max"
+  "appliance_vm_id" | "default_disk_offering_id" | "delete_grace_ms" | "declarations_max"
 >
 
 const make = (rules: Rules) =>
@@ -127,7 +128,8 @@ const make = (rules: Rules) =>
           const candidates = withChanges(yield* store.declarations, all(applied))
           const planned = yield* reconciler.plan(candidates)
           const only = scope === "all" ? null : new Set(all(applied).map(({ declaration }) => declaration.uid))
-          return { ...PlanAnswer.make(PlanAnswer.placeOf(request, site), planned, only), ...namesByOutcome(applied) }
+          const place = yield* PlanAnswer.placeOf(request, site)
+          return { ...PlanAnswer.make(place, planned, only), ...namesByOutcome(applied) }
         }),
       context: (request) =>
         Effect.gen(function* () {
@@ -135,7 +137,7 @@ const make = (rules: Rules) =>
             now: yield* Clock.currentTimeMillis,
             actor: request.actor_name,
             appliance_vm_id: rules.appliance_vm_id,
-            defaults: { disk_offering_id: rules.default_disk_offering_id, zone_id: rules.default_zone_id },
+            defaults: { disk_offering_id: rules.default_disk_offering_id, zone_id: yield* catalogue.zone },
             delete_grace_ms: rules.delete_grace_ms,
             newUid: () => Uid.make(randomUUID())
           }

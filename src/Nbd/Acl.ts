@@ -1,6 +1,8 @@
 import { Effect } from "effect"
-import { join } from "node:path"
-import type { NbdUnavailable } from "../../schema/Errors.ts"
+import { createHash } from "node:crypto"
+import { join, resolve } from "node:path"
+import { NbdUnavailable } from "../../schema/Errors.ts"
+import * as NbdName from "../../schema/NbdName.ts"
 import * as ConfigFile from "./ConfigFile.ts"
 
 /**
@@ -12,33 +14,94 @@ export interface Acl {
   readonly dir: string
   /** Single IPv4 addresses. */
   readonly allow: ReadonlyArray<string>
+  /** Somebody set them: they count for claimed exports too, in place of what those admitted before. */
+  readonly explicit: boolean
+  /** Where our own handshakes come from: they must be admitted, else nothing can be proven. */
+  readonly probes: ReadonlyArray<string>
 }
 
-/** Names are checked by the grammar of exports before they come here, so a path cannot leave the directory. */
-export const pathOf = (acl: Acl, name: string): string => join(acl.dir, name)
+/** A name that somebody else chose may hold anything, even a path: its file is named by a hash, which no name of ours can be. */
+export const pathOf = (acl: Acl, name: string): string =>
+  join(acl.dir, NbdName.newProblem(name) === null ? name : `_${hashed(name)}`)
 
-const NOBODY = ""
+const hashed = (name: string): string =>
+  createHash("sha256").update(NbdName.bytesOf(name), "latin1").digest("hex").slice(0, 32)
+
+/** In every version that we know, on IPv4 and on IPv6 listeners (measured on 3.24, where a mask alone can mean more than it says). */
+const EVERYBODY = ["0.0.0.0/0", "::/0"]
+
+/** The first line of a file whose other lines were taken over with a claimed section: a fence must not lose them. */
+const INHERITED = "# Taken over from the section that was claimed; NBD_ALLOW, where it is set, replaces it."
+
+/** Before every line of such a file while its export is fenced. nbd-server skips comments, and a file of them admits nobody. */
+const FENCED = "#- "
 
 /** Readable by all: a server that somebody runs as another user must be able to read it, or it would admit everybody. */
 const MODE = 0o644
 
-const put = (acl: Acl, name: string, text: string): Effect.Effect<void, NbdUnavailable> =>
+const put = (acl: Acl, name: string, lines: ReadonlyArray<string>): Effect.Effect<void, NbdUnavailable> =>
   Effect.gen(function* () {
     const path = pathOf(acl, name)
+    const text = lines.map((line) => `${line}\n`).join("")
     const now = yield* ConfigFile.readText(acl.disk, path)
     if (now._tag === "Present" && now.text === text) return
     yield* ConfigFile.makeDirectory(acl.disk, acl.dir)
     yield* ConfigFile.write(acl.disk, { path, text, mode: MODE, expected: undefined, permit: Effect.void })
   })
 
-export const admit = (acl: Acl, name: string): Effect.Effect<void, NbdUnavailable> =>
-  put(acl, name, acl.allow.map((address) => `${address}\n`).join(""))
+/** The rules that were taken over for this export, fenced or not; null where there are none. */
+const inherited = (acl: Acl, name: string): Effect.Effect<ReadonlyArray<string> | null> =>
+  Effect.map(ConfigFile.readText(acl.disk, pathOf(acl, name)), (content) => {
+    const [first, ...lines] = content._tag === "Present" ? content.text.split("\n") : []
+    if (first !== INHERITED) return null
+    return rulesOf(lines.map((line) => (line.startsWith(FENCED) ? line.slice(FENCED.length) : line)))
+  })
 
-export const deny = (acl: Acl, name: string): Effect.Effect<void, NbdUnavailable> => put(acl, name, NOBODY)
+const rulesOf = (lines: ReadonlyArray<string>): ReadonlyArray<string> => lines.filter((line) => !/^\s*(#|$)/.test(line))
+
+/** A new export: the settings alone say who is admitted. */
+export const open = (acl: Acl, name: string): Effect.Effect<void, NbdUnavailable> => put(acl, name, acl.allow)
+
+/** An export that is there: who was admitted to it, which the settings replace where somebody made them. */
+export const admit = (acl: Acl, name: string): Effect.Effect<void, NbdUnavailable> =>
+  Effect.flatMap(inherited(acl, name), (rules) =>
+    rules === null || acl.explicit ? open(acl, name) : put(acl, name, [INHERITED, ...rules])
+  )
+
+/**
+ * A section that is being claimed: whoever it admits is admitted on. `authfile`: its own, which nbd-server ignores where
+ * it is missing; null admits everybody.
+ */
+export const inherit = (acl: Acl, name: string, authfile: string | null): Effect.Effect<void, NbdUnavailable> =>
+  Effect.gen(function* () {
+    if (acl.explicit) return yield* open(acl, name)
+    const content = authfile === null ? null : yield* rulesAt(acl, authfile)
+    if (content?._tag === "Unusable") return yield* new NbdUnavailable({ detail: content.problem })
+    const rules = content?._tag === "Present" ? rulesOf(content.text.split("\n")) : EVERYBODY
+    yield* put(acl, name, [INHERITED, ...new Set([...rules, ...(rules === EVERYBODY ? [] : acl.probes)])])
+  })
+
+/** A server has / as its working directory once it is a daemon. */
+const rulesAt = (acl: Acl, authfile: string): Effect.Effect<ConfigFile.Content> =>
+  ConfigFile.readAnywhere(acl.disk, resolve("/", NbdName.textOf(authfile)))
+
+/** Why it cannot be told whom somebody else's authfile admits, or null. */
+export const unreadable = (acl: Acl, authfile: string): Effect.Effect<string | null> =>
+  acl.explicit
+    ? Effect.succeed(null)
+    : Effect.map(rulesAt(acl, authfile), (content) => (content._tag === "Unusable" ? content.problem : null))
+
+export const deny = (acl: Acl, name: string): Effect.Effect<void, NbdUnavailable> =>
+  Effect.flatMap(inherited(acl, name), (rules) =>
+    put(acl, name, rules === null ? [] : [INHERITED, ...rules.map((rule) => FENCED + rule)])
+  )
+
+/** The export has left the file. Who was admitted to it is forgotten: what bears its name next is another one. */
+export const close = (acl: Acl, name: string): Effect.Effect<void, NbdUnavailable> => put(acl, name, [])
 
 /** True when it is there and admits nobody: nbd-server skips comments. */
 export const denies = (acl: Acl, name: string): Effect.Effect<boolean> =>
   Effect.map(
     ConfigFile.readText(acl.disk, pathOf(acl, name)),
-    (content) => content._tag === "Present" && content.text.split("\n").every((line) => /^\s*(#|$)/.test(line))
+    (content) => content._tag === "Present" && rulesOf(content.text.split("\n")).length === 0
   )

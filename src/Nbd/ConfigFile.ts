@@ -3,6 +3,7 @@ import { randomBytes } from "node:crypto"
 import { constants } from "node:fs"
 import * as FileSystem from "node:fs/promises"
 import { basename, dirname, join } from "node:path"
+import * as Failpoint from "../../reconciler/Failpoint.ts"
 import { NbdUnavailable } from "../../schema/Errors.ts"
 import * as NbdConfig from "../../schema/NbdConfig.ts"
 import * as Files from "../Devices/Files.ts"
@@ -15,10 +16,15 @@ export const disk: Disk = FileSystem
 /** A config of 10,000 exports has 3 MB. */
 const BYTES_MAX = 16 * 1024 * 1024
 
+export interface Owner {
+  readonly uid: number
+  readonly gid: number
+}
+
 /** What is at a path, text as the file's bytes (latin1). */
 export type Content =
   | { readonly _tag: "Absent" }
-  | { readonly _tag: "Present"; readonly text: string }
+  | { readonly _tag: "Present"; readonly text: string; readonly mode: number; readonly owner: Owner }
   /** Neither to be read nor to be replaced: who owns or may change the place is not right, or it cannot be read. */
   | { readonly _tag: "Unusable"; readonly problem: string }
 
@@ -43,22 +49,40 @@ const examine = (text: string): Reading => {
 
 /** Never fails: what cannot be read says why. A symbolic link is not followed, neither as the file nor as its directory. */
 export const readText = (disk: Disk, path: string): Effect.Effect<Content> =>
-  inDirectory(disk, path, (directory) => content(disk, directory.at)).pipe(
-    Effect.catchAll((error) =>
-      Effect.succeed<Content>(
-        Files.isMissing(error) ? { _tag: "Absent" } : { _tag: "Unusable", problem: problemOf(path, error) }
-      )
+  saying(
+    path,
+    inDirectory(disk, path, (directory) => content(disk, directory.at))
+  )
+
+/** The same for what others keep where they like: whoever may change the directory, links followed as nbd-server does. */
+export const readAnywhere = (disk: Disk, path: string): Effect.Effect<Content> => saying(path, content(disk, path, 0))
+
+const saying = (path: string, reading: Effect.Effect<Content, Files.FileFailed>): Effect.Effect<Content> =>
+  Effect.catchAll(reading, (error) =>
+    Effect.succeed<Content>(
+      Files.isMissing(error) ? { _tag: "Absent" } : { _tag: "Unusable", problem: problemOf(path, error) }
     )
   )
 
-const content = (disk: Disk, at: string): Effect.Effect<Content, Files.FileFailed> =>
-  withFile(disk, at, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK, 0, (file) =>
+/** Why nothing may be written into the directory of this path, or null. */
+export const placeProblem = (disk: Disk, path: string): Effect.Effect<string | null> =>
+  inDirectory(disk, path, () => Effect.succeed(null)).pipe(
+    Effect.catchAll((error) => Effect.succeed(problemOf(path, error)))
+  )
+
+const content = (
+  disk: Disk,
+  at: string,
+  links: number = constants.O_NOFOLLOW
+): Effect.Effect<Content, Files.FileFailed> =>
+  withFile(disk, at, constants.O_RDONLY | constants.O_NONBLOCK | links, 0, (file) =>
     Effect.gen(function* () {
       const stats = yield* Files.attempt(() => file.stat())
       if (!stats.isFile()) return unusable("it is not a regular file")
       if (stats.size > BYTES_MAX) return unusable(`it has more than ${BYTES_MAX} bytes`)
       const text = yield* Files.attempt(() => file.readFile({ encoding: "latin1" }))
-      return { _tag: "Present", text } satisfies Content
+      const owner = { uid: stats.uid, gid: stats.gid }
+      return { _tag: "Present", text, mode: stats.mode & 0o777, owner } satisfies Content
     })
   )
 
@@ -68,6 +92,8 @@ export interface Write<E> {
   readonly path: string
   readonly text: string
   readonly mode: number
+  /** Whose it shall be, where that is not the one volumed runs as. */
+  readonly owner?: Owner
   /** What the file must still be right before it is replaced, null for absent; undefined where nobody else writes it. */
   readonly expected: string | null | undefined
   /** Asked when all is prepared and only the rename is left. */
@@ -88,7 +114,9 @@ export const write = <E>(disk: Disk, request: Write<E>): Effect.Effect<void, Nbd
         yield* fill(disk, at, request)
         yield* unchanged(disk, directory.at, request.expected)
         yield* request.permit
+        yield* Failpoint.pass("file.prepared")
         yield* Files.attempt(() => disk.rename(at, directory.at))
+        yield* Failpoint.pass("file.renamed")
       }).pipe(Effect.onError(() => Effect.ignore(Files.attempt(() => disk.unlink(at)))))
       yield* Files.attempt(() => directory.handle.sync())
     })
@@ -106,6 +134,10 @@ const fill = <E>(disk: Disk, at: string, request: Write<E>): Effect.Effect<void,
   return withFile(disk, at, flags, request.mode, (file) =>
     Effect.gen(function* () {
       const bytes = Buffer.from(request.text, "latin1")
+      const { owner } = request
+      if (owner !== undefined && owner.uid + owner.gid > 0) {
+        yield* Files.attempt(() => file.chown(owner.uid, owner.gid))
+      }
       yield* Files.attempt(() => file.chmod(request.mode))
       yield* Files.attempt(() => file.writeFile(bytes))
       yield* Files.attempt(() => file.sync())

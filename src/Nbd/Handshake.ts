@@ -1,5 +1,6 @@
 import { Data, Effect, type Scope } from "effect"
 import { connect, type Socket } from "node:net"
+import * as NbdName from "../../schema/NbdName.ts"
 
 /**
  * What a server answered to NBD_OPT_GO, the only question whose answer proves that an export is served: INFO and LIST
@@ -18,6 +19,7 @@ export type Outcome =
 export interface Target {
   readonly host: string
   readonly port: number
+  /** Text, as `NbdName` writes bytes. */
   readonly name: string
 }
 
@@ -144,7 +146,7 @@ const negotiate = (socket: Socket, take: Take, name: string): Effect.Effect<Outc
 
 /** No information requests: nbd-server before 3.26 loses its place in the stream when it refuses a GO that carries some. */
 const goRequest = (name: string, clientFlags: number): Buffer | null => {
-  const text = Buffer.from(name, "utf8")
+  const text = Buffer.from(NbdName.bytesOf(name), "latin1")
   if (text.length > NAME_BYTES_MAX) return null
   const head = Buffer.alloc(24)
   head.writeUInt32BE(clientFlags, 0)

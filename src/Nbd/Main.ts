@@ -3,6 +3,7 @@ import { spawn } from "node:child_process"
 import { constants, existsSync } from "node:fs"
 import { access, open, readFile, stat, unlink } from "node:fs/promises"
 import { join } from "node:path"
+import * as Failpoint from "../../reconciler/Failpoint.ts"
 import { NbdUnavailable } from "../../schema/Errors.ts"
 import * as Files from "../Devices/Files.ts"
 import * as Handshake from "./Handshake.ts"
@@ -70,7 +71,9 @@ export const replace = (control: Control): Effect.Effect<void, NbdUnavailable> =
     const restarted = yield* clear(control)
     if (restarted) return
     yield* Effect.ignore(Files.attempt(() => unlink(control.pid_file)))
+    yield* Failpoint.pass("nbd.ended")
     yield* start(control)
+    yield* Failpoint.pass("nbd.started")
   }).pipe(Effect.uninterruptible)
 
 /**

@@ -1,6 +1,6 @@
 import { Chunk, Clock, Effect } from "effect"
 import type { NbdReading, Verification } from "../../schema/Inventory.ts"
-import * as NbdConfig from "../../schema/NbdConfig.ts"
+import * as NbdName from "../../schema/NbdName.ts"
 import * as Handshake from "./Handshake.ts"
 import * as Processes from "./Processes.ts"
 
@@ -34,7 +34,7 @@ export const look = (
     const listener = yield* Processes.listener(place)
     const main = listener._tag === "Main" ? listener.main : null
     const first = yield* Effect.scoped(
-      Effect.map(ask(place, marker ?? NbdConfig.SENTINEL), (answer) => prove(answer, servers(place, main, [answer])))
+      Effect.map(ask(place, marker ?? NbdName.SENTINEL), (answer) => prove(answer, servers(place, main, [answer])))
     )
     const { outcome, message } = first.verification
     const answers = outcome !== "refused" && outcome !== "no_answer"

@@ -1,6 +1,8 @@
 /** Every key there is, with an example of what it takes. */
 export const keys = {
   DATABASE_DSN: { example: "sqlite:/var/lib/volumed/volumed.db", secret: true },
+  DATABASE_CA_FILE: { example: "/etc/volumed/database-ca.pem" },
+  REQUIRE_DURABLE: { example: "true" },
   STATE_DIR: { example: "/var/lib/volumed" },
   LISTEN: { example: "127.0.0.1:8090,[::1]:8090" },
   VOLUMED_TOKEN_FILE: { example: "/etc/volumed/tokens" },
@@ -38,6 +40,8 @@ export const keys = {
   DEFAULT_DISK_OFFERING_ID: { example: "c813c642-d946-49e1-9289-c616dd70206a" },
   DEFAULT_ZONE_ID: { example: "057e86db-c726-4d8c-ab1f-75c5f55d1881" },
   DELETE_GRACE: { example: "10m" },
+  OPERATIONS_KEPT: { example: "90d" },
+  EVENTS_KEPT: { example: "90d" },
   DESTRUCTIVE_PER_PASS: { example: "5" },
   DESTRUCTIVE_PER_HOUR: { example: "20" },
   ACTIONS_PER_VM: { example: "3" },

@@ -13,6 +13,12 @@ export const text: Parser<string> = (text) =>
 export const path: Parser<string> = (text) =>
   text.startsWith("/") && !/[\u0000-\u001f\u007f]/.test(text) ? Either.right(text) : wrong("is not an absolute path")
 
+/** A key of CloudStack's, as it is put into a request. */
+export const secret: Parser<string> = (text) =>
+  /^[\x21-\x7e]{1,1024}$/.test(text)
+    ? Either.right(text)
+    : wrong("is empty, too long, or holds a blank, a control or a non-ASCII character")
+
 export const uuid = <A extends string>(text: string): Either.Either<A, string> =>
   uuidPattern.test(text) ? Either.right(text as A) : wrong("is not a lower-case UUID")
 

@@ -12,7 +12,7 @@ import * as Listing from "./Listing.ts"
 import * as MemoryResponse from "./MemoryResponse.ts"
 import * as SandboxRoutes from "./SandboxRoutes.ts"
 import * as Signature from "./Signature.ts"
-import { strike } from "./State.ts"
+import { type Late, schedule, strike } from "./State.ts"
 import { OPERATOR_API_KEY, OPERATOR_SECRET_KEY, type World } from "./World.ts"
 
 export interface WireRequest {
@@ -52,6 +52,7 @@ const WIRE_FAULTS = [
   "answer_lost_after_effect",
   "answer_lost_before_effect",
   "late_effect",
+  "duplicate_delivery",
   "hang",
   "http_5xx",
   "unauthorized",
@@ -142,6 +143,8 @@ class Call {
       case "late_effect":
         this.#sendLate(fault.delay_ms)
         return { drop: true }
+      case "duplicate_delivery":
+        return this.#answerTwice(fault)
       case "hang":
         if (fault.effect === true) this.#answer()
         return { hang: true }
@@ -171,17 +174,33 @@ class Call {
   }
 
   #sendLate(delayMs: number): void {
-    const call = {
+    this.#world.callLate(this.#late(), this.#now + delayMs, this.#now)
+  }
+
+  #late(): Late {
+    return {
       command: this.#name,
       params: this.#params,
       volume_id: this.#occasion.volume_id,
       expires_at: this.#expiresAt
     }
-    this.#world.callLate(call, this.#now + delayMs, this.#now)
+  }
+
+  /** The second delivery is a proxy's doing, so no controller is watched for it, nor for what is on its way. */
+  #answerTwice({ delay_ms = 0, lost = false }: Fault.Of<"duplicate_delivery">): Outcome {
+    const { state } = this.#world
+    const first = this.#answer()
+    if (delay_ms === 0) return this.#written(Command.run(state, this.#name, this.#params))
+    schedule(state, this.#now + delay_ms, { kind: "arrives", call: { ...this.#late(), volume_id: null } })
+    return lost ? { drop: true } : first
   }
 
   #answer(): WireAnswer {
-    const answer = this.#world.call(this.#name, this.#params, this.#now, this.#isOperator() ? "operator" : "api")
+    const by = this.#isOperator() ? "operator" : "api"
+    return this.#written(this.#world.call(this.#name, this.#params, this.#now, by))
+  }
+
+  #written(answer: Command.Answer): WireAnswer {
     if (Listing.isRefusal(answer)) return this.#refuse(answer)
     const key = `${this.#name.toLowerCase()}response`
     return this.#isJson()
@@ -303,6 +322,8 @@ export interface ServeOptions {
   readonly port?: number
   /** How long every request takes to get here. */
   readonly latency_ms?: number
+  /** Told of every request before it is carried out. */
+  readonly record?: (request: WireRequest, now: number) => void
 }
 
 /** A real HTTP server on the machine's clock. When its scope ends every socket is closed, answered or not. */
@@ -310,7 +331,7 @@ export const serve = (world: World, options: ServeOptions = {}): Effect.Effect<L
   Effect.acquireRelease(
     Effect.async<{ readonly server: ReturnType<typeof createServer>; readonly port: number }, Misconfigured>(
       (resume) => {
-        const server = createServer((request, response) => receive(world, request, response, options.latency_ms ?? 0))
+        const server = createServer((request, response) => receive(world, request, response, options))
         const host = options.host ?? "127.0.0.1"
         const port = options.port ?? 0
         server.once("error", (cause) => resume(cannotListen(host, port, cause)))
@@ -339,7 +360,17 @@ const cannotListen = (host: string, port: number, cause: Error) =>
     ]
   })
 
-const receive = (world: World, request: IncomingMessage, response: ServerResponse, latencyMs: number): void => {
+const receive = (
+  world: World,
+  request: IncomingMessage,
+  response: ServerResponse,
+  { latency_ms = 0, record }: ServeOptions
+): void => {
+  const answer = (wire: WireRequest) => {
+    const now = Date.now()
+    record?.(wire, now)
+    reply(response, handle(world, wire, now))
+  }
   const chunks: Array<Buffer> = []
   let bytes = 0
   request.on("data", (chunk: Buffer) => {
@@ -355,8 +386,8 @@ const receive = (world: World, request: IncomingMessage, response: ServerRespons
       body: Buffer.concat(chunks).toString("utf8")
     }
     // Without latency an answer leaves in the same turn; a timer would add a millisecond to every call.
-    if (latencyMs === 0) return reply(response, handle(world, wire, Date.now()))
-    setTimeout(() => reply(response, handle(world, wire, Date.now())), latencyMs)
+    if (latency_ms === 0) return answer(wire)
+    setTimeout(() => answer(wire), latency_ms)
   })
 }
 

@@ -170,15 +170,22 @@ const sizeOf = (state: State, params: Params): number | Refusal => {
   return gib <= 1024 ? gib : invalid(Precondition.outOfRange(gib))
 }
 
-/** `customid` is for root admins, a lower-case UUID nobody has. */
+/**
+ * `customid` is for root admins, a lower-case UUID that no living volume has (`UUIDManagerImpl`). That a removed one has it
+ * is noticed by the database alone, whose key knows no removal: nothing is made either way.
+ */
 const customId = (state: State, params: Params): string | null | Refusal => {
   const id = params["customid"]
   if (id === undefined) return null
   if (!state.config.root_admin) {
     return denied("Please check your permissions, you are not allowed to create/update custom id")
   }
-  if (!uuidPattern.test(id)) return invalid("UUID has to be in canonical form with lower case letters")
-  return state.volumes.has(id) ? alreadyExists(id) : id
+  if (!uuidPattern.test(id)) return invalid(`UUID: ${id} doesn't follow the UUID format`)
+  const holder = state.volumes.get(id)
+  if (holder === undefined) return id
+  return holder.removed_at === null
+    ? alreadyExists(id)
+    : masked(state, { code: 530, cserrorcode: 9999, text: "Entity already exists" })
 }
 
 /** A row as createVolume leaves it. */
@@ -270,6 +277,37 @@ const listJobs = (state: State, params: Params): Answer => {
   return Listing.plain(state, params, "asyncjobs", pending.map(Response.job))
 }
 
+/** Every parameter of createVolume that is shown at all (`CreateVolumeCmd`, `BaseAsyncCreateCustomIdCmd`). */
+const CREATE_PARAMETERS =
+  "name diskofferingid snapshotid size zoneid miniops maxiops virtualmachineid account domainid projectid customid"
+
+/**
+ * listApis (`ApiDiscoveryServiceImpl`). Parameters marked for root admins are shown to them alone; `customid` bears no such
+ * mark and is shown to everybody. Of other commands than createVolume the sandbox tells the names only.
+ */
+const apis = (state: State, params: Params): Answer => {
+  const wanted = params["name"]
+  if (wanted !== undefined && !Object.hasOwn(commands, wanted)) {
+    const text = "Api Discovery plugin was unable to find an api by that name or process any apis"
+    return masked(state, { code: 530, cserrorcode: 9999, text })
+  }
+  const names = wanted === undefined ? Object.keys(commands) : [wanted]
+  const marked = state.config.root_admin ? ["displayvolume"] : []
+  const rows = names.map((name) => ({
+    name,
+    isasync: commands[name]?.async ?? false,
+    params: (name === "createVolume" ? [...CREATE_PARAMETERS.split(" "), ...marked] : []).map((name) => ({ name }))
+  }))
+  return JSON.stringify({ count: rows.length, api: rows })
+}
+
+/** listAccounts, without what only an administrator of several accounts may ask for: one's own. */
+const accounts = (state: State, params: Params): Answer => {
+  const own = Response.account(state)
+  const shown = params["accounttype"] === undefined || params["accounttype"] === String(own.accounttype)
+  return Listing.plain(state, params, "account", shown ? [own] : [])
+}
+
 const capabilities = (state: State): Answer =>
   JSON.stringify({
     capability: {
@@ -312,6 +350,8 @@ export const commands: Readonly<Record<string, Command>> = {
   listEvents: list(Listing.events, { projectid: "project" }),
   listAsyncJobs: list(listJobs),
   listCapabilities: list(capabilities),
+  listApis: list(apis),
+  listAccounts: list(accounts),
   queryAsyncJobResult: list(queryJob, { jobid: "job" }, ["jobid"]),
   createVolume: call(
     [],

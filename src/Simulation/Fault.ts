@@ -28,6 +28,14 @@ const AnswerLostAfterEffect = fault("answer_lost_after_effect", {})
 const AnswerLostBeforeEffect = fault("answer_lost_before_effect", {})
 /** The connection is closed at once; the request reaches CloudStack `delay_ms` later and is judged then, its expiry included (C3). */
 const LateEffect = fault("late_effect", { delay_ms: Milliseconds })
+/**
+ * The request is delivered twice, as by a proxy that tries again (C10). Without `delay_ms` both at once, and the answer is
+ * the second one's; with it the first is answered, unless `lost`, and the second is judged then, its expiry included.
+ */
+const DuplicateDelivery = fault("duplicate_delivery", {
+  delay_ms: Schema.optional(Milliseconds),
+  lost: Schema.optional(Schema.Boolean)
+})
 /** The connection stays open and nothing is ever answered; `effect` says whether the call was carried out. */
 const Hang = fault("hang", { effect: Schema.optional(Schema.Boolean) })
 /** The answer comes `ms` later than it would have. */
@@ -119,6 +127,7 @@ export const Fault = Schema.Union(
   AnswerLostAfterEffect,
   AnswerLostBeforeEffect,
   LateEffect,
+  DuplicateDelivery,
   Hang,
   SlowAnswer,
   Http5xx,

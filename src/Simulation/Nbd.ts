@@ -2,7 +2,7 @@ import { Clock, Effect, Layer, Stream } from "effect"
 import { Gate } from "../../reconciler/Gate.ts"
 import { type LoadRequest, Nbd, type WantedExport } from "../../reconciler/Nbd.ts"
 import { NbdUnavailable, PreconditionLost } from "../../schema/Errors.ts"
-import type { Holder, NbdReading, NbdSection, Verification } from "../../schema/Inventory.ts"
+import { type Holder, type NbdReading, type NbdSection, sectionOf, type Verification } from "../../schema/Inventory.ts"
 import * as Guest from "./Guest.ts"
 import { serialFor } from "./State.ts"
 import type { World } from "./World.ts"
@@ -20,17 +20,19 @@ export interface Options {
   readonly host?: string
   readonly port?: number
   /** Sections that somebody else wrote. */
-  readonly sections?: ReadonlyArray<NbdSection>
+  readonly sections?: ReadonlyArray<Written>
 }
+
+type Written = Pick<NbdSection, "name" | "path" | "read_only">
 
 /** A simulated NBD server as a test or a demo sees it: a file of sections, and what a server has loaded of it. */
 export interface Control {
   readonly options: Options
   state: "running" | "absent" | "hung" | "foreign"
   /** The file: what a load would serve. */
-  file: Array<NbdSection>
+  file: Array<Written>
   /** What the server serves: the file as it was at the last load. */
-  served: ReadonlyArray<NbdSection>
+  served: ReadonlyArray<Written>
   /** False when the server does not serve this very file: it was edited, or it was started with another one. */
   loaded: boolean
   config_problem: string | null
@@ -90,7 +92,7 @@ export const revive = (control: Control): void =>
   })
 
 /** Somebody edits the file; the server does not know. */
-export const edit = (control: Control, sections: ReadonlyArray<NbdSection>): void =>
+export const edit = (control: Control, sections: ReadonlyArray<Written>): void =>
   change(control, () => {
     control.file = [...sections]
     control.loaded = false
@@ -145,8 +147,9 @@ const reading = (control: Control, names: ReadonlyArray<string>, now: number): N
   },
   host: control.options.host ?? "127.0.0.1",
   port: control.options.port ?? 10_809,
-  sections: [...control.file],
+  sections: control.file.map(({ name, path, read_only }) => sectionOf(name, path, read_only)),
   config_problem: control.config_problem,
+  narrowings: [],
   loaded: control.state === "running" && control.loaded,
   verifications: [...new Set(names)].map((name) => verify(control, name, now)),
   holders: [...control.holders]
@@ -164,7 +167,7 @@ const checkDevice = (control: Control, wanted: WantedExport, now: number): strin
 }
 
 /** Foreign sections stay where they are, ours follow in the order asked. */
-const rendered = (file: ReadonlyArray<NbdSection>, request: LoadRequest): Array<NbdSection> => {
+const rendered = (file: ReadonlyArray<Written>, request: LoadRequest): Array<Written> => {
   const ours = new Set([...request.set.map((one) => one.name), ...request.drop])
   const kept = file.filter((section) => !ours.has(section.name))
   return [...kept, ...request.set.map(({ name, path, read_only }) => ({ name, path, read_only }))]

@@ -28,7 +28,9 @@ export const Act = Schema.Union(
   act("stop_vm", vm),
   /** `bus`: what the VM's disks hang on from now on, which may change with a restart (CloudStack issue 7490). */
   act("start_vm", { ...vm, bus: Schema.optional(Schema.Literal("virtio", "scsi", "ata")) }),
-  act("destroy_vm", vm)
+  act("destroy_vm", vm),
+  /** What the API account is from now on: `admin` is root's. */
+  act("set_role", { role: Schema.Literal("admin", "user") })
 )
 export type Act = typeof Act.Type
 
@@ -73,6 +75,7 @@ const record = (state: State, what: Act, volume_id: string): void => {
     case "stop_vm":
     case "start_vm":
     case "destroy_vm":
+    case "set_role":
       return
   }
 }
@@ -80,6 +83,9 @@ const record = (state: State, what: Act, volume_id: string): void => {
 /** The deed itself, of which nothing is recorded. */
 export const perform = (state: State, what: Act): Outcome => {
   switch (what.act) {
+    case "set_role":
+      state.config.root_admin = what.role === "admin"
+      return done()
     case "create": {
       const offering = state.config.offerings.find((row) => row.customized)?.id ?? null
       const from = { id: null, name: what.name, size_gib: what.size_gib, offering_id: offering }

@@ -12,6 +12,17 @@ export const ZONE_NAME = "sandbox"
 export const ACCOUNT_ID = "3f0b6f5c-7a55-4c6e-8a09-1d4c9b5e2a01"
 export const USER_ID = "3f0b6f5c-7a55-4c6e-8a09-1d4c9b5e2a02"
 
+/** The caller's own account (`AccountResponse`); type 1 is a root admin's, 0 a user's. */
+export const account = (state: State) => ({
+  id: ACCOUNT_ID,
+  name: state.config.account,
+  accounttype: state.config.root_admin ? 1 : 0,
+  roletype: state.config.root_admin ? "Admin" : "User",
+  rolename: state.config.root_admin ? "Root Admin" : "User",
+  ...DOMAIN,
+  state: "enabled"
+})
+
 /** Listings of settled worlds are the same rows again and again; both rows are immutable, so their text can be kept. */
 const texts = new WeakMap<Volume, { readonly vm: Vm | undefined; readonly text: string }>()
 

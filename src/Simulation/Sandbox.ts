@@ -7,6 +7,7 @@ import { Misconfigured } from "../../schema/Errors.ts"
 import * as CloudStackServer from "./CloudStackServer.ts"
 import type * as Fault from "./Fault.ts"
 import * as Guest from "./Guest.ts"
+import * as RequestLog from "./RequestLog.ts"
 import * as SandboxRoutes from "./SandboxRoutes.ts"
 import type * as State from "./State.ts"
 import * as World from "./World.ts"
@@ -58,13 +59,13 @@ const SAVE_EVERY_MS = 100
 export const start = (options: Options): Effect.Effect<Sandbox, Misconfigured, Scope.Scope> =>
   Effect.gen(function* () {
     const dir = yield* stateDir(options.state_dir)
-    const world = yield* worldIn(dir, options)
+    const { world, applied } = yield* worldIn(dir, options)
     const before = envOf(dir)
     // Its coming into being says that the sandbox listens, so last time's must not be found meanwhile.
     yield* attempt("--state", () => Fs.rmSync(join(dir, "sandbox.env"), { force: true }))
-    if (options.state_dir !== null) yield* persist(world, dir)
+    const log = options.state_dir === null ? null : yield* persist(world, dir, applied)
     const tree = yield* Guest.tree(world, dir)
-    const listening = yield* listen(world, options, before)
+    const listening = yield* listen(world, options, before, log?.record ?? (() => {}))
     const nbdPort = Number(before["NBD_PORT"] ?? 0) || (yield* freePort)
     const env = environment(world, dir, tree, listening.url, nbdPort)
     yield* attempt("--state", () => writeEnv(dir, env))
@@ -90,14 +91,21 @@ const stateDir = (given: string | null): Effect.Effect<string, Misconfigured, Sc
         return resolve(given)
       })
 
-/** The world as it was left, or a new one. Faults given at the start replace those that were left. */
-const worldIn = (dir: string, options: Options): Effect.Effect<World.World, Misconfigured> =>
+/**
+ * The world as it was written down, with the number of requests that it had carried out then, or a new one. Faults given
+ * at the start replace those that were left.
+ */
+const worldIn = (
+  dir: string,
+  options: Options
+): Effect.Effect<{ readonly world: World.World; readonly applied: number }, Misconfigured> =>
   Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
     const faults = options.faults_file === null ? null : yield* faultsIn(options.faults_file)
     const saved = yield* attempt("--state", () => readIfThere(join(dir, "world.json")))
+    const kept = saved === null ? null : yield* savedWorld(dir, saved)
     const world =
-      saved === null
+      kept === null
         ? World.make({
             now,
             seed: options.seed,
@@ -105,16 +113,19 @@ const worldIn = (dir: string, options: Options): Effect.Effect<World.World, Misc
             job_ms: options.job_ms,
             device_delay_ms: options.device_delay_ms
           })
-        : World.load(yield* savedWorld(dir, saved))
+        : World.load(kept)
     if (faults !== null) world.setFaults(faults, now)
-    return world
+    return { world, applied: kept?.applied ?? 0 }
   })
 
-const savedWorld = (dir: string, text: string): Effect.Effect<State.Json, Misconfigured> =>
+/** `applied`: as `RequestLog.count` when it was written. */
+type SavedWorld = State.Json & { readonly applied?: number }
+
+const savedWorld = (dir: string, text: string): Effect.Effect<SavedWorld, Misconfigured> =>
   Schema.decodeUnknown(Schema.parseJson(Schema.Unknown))(text).pipe(
     Effect.filterOrFail(World.isSaved, () => null),
     // What `isSaved` accepts was written by `save`: the file is this program's own.
-    Effect.map((json) => json as unknown as State.Json),
+    Effect.map((json) => json as unknown as SavedWorld),
     Effect.mapError(() =>
       misconfigured("--state", `${join(dir, "world.json")} holds no world; remove it to start anew`)
     )
@@ -129,14 +140,22 @@ const faultsIn = (file: string): Effect.Effect<ReadonlyArray<Fault.Fault>, Misco
 
 const readIfThere = (file: string): string | null => (Fs.existsSync(file) ? Fs.readFileSync(file, "utf8") : null)
 
-/** Write the world down soon after each change, and once more at the end. */
-const persist = (world: World.World, dir: string): Effect.Effect<void, Misconfigured, Scope.Scope> =>
+/** Write the world down soon after each change, and once more at the end; in between, its requests. */
+const persist = (
+  world: World.World,
+  dir: string,
+  applied: number
+): Effect.Effect<RequestLog.RequestLog, Misconfigured, Scope.Scope> =>
   Effect.gen(function* () {
-    const save = Clock.currentTimeMillis.pipe(
-      Effect.andThen((now) =>
-        attempt("--state", () => replace(join(dir, "world.json"), JSON.stringify(world.save(now))))
-      )
+    const log = yield* Effect.acquireRelease(
+      attempt("--state", () => RequestLog.resume(world, join(dir, "world.log"), applied)),
+      ({ close }) => Effect.sync(close)
     )
+    const write = (now: number) => {
+      replace(join(dir, "world.json"), JSON.stringify({ ...world.save(now), applied: log.count() }))
+      log.clear()
+    }
+    const save = Effect.flatMap(Clock.currentTimeMillis, (now) => attempt("--state", () => write(now)))
     const pokes = yield* Queue.sliding<void>(1)
     yield* save
     yield* Effect.acquireRelease(
@@ -151,6 +170,7 @@ const persist = (world: World.World, dir: string): Effect.Effect<void, Misconfig
       Effect.forever,
       Effect.forkScoped
     )
+    return log
   })
 
 /** Whole or not at all. */
@@ -163,10 +183,11 @@ const replace = (file: string, text: string): void => {
 const listen = (
   world: World.World,
   options: Options,
-  before: Readonly<Record<string, string>>
+  before: Readonly<Record<string, string>>,
+  record: RequestLog.RequestLog["record"]
 ): Effect.Effect<CloudStackServer.Listening, Misconfigured, Scope.Scope> => {
   const at = (address: { readonly host: string; readonly port: number }) =>
-    CloudStackServer.serve(world, { ...address, latency_ms: options.latency_ms })
+    CloudStackServer.serve(world, { ...address, latency_ms: options.latency_ms, record })
   if (options.cloudstack_listen !== null) return at(options.cloudstack_listen)
   const anywhere = at({ host: "127.0.0.1", port: 0 })
   const last = /^http:\/\/127\.0\.0\.1:(\d{1,5})\//.exec(before["CLOUDSTACK_API_URL"] ?? "")?.[1]

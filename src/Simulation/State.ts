@@ -184,8 +184,8 @@ export interface Config {
   readonly api_key: string
   readonly secret_key: string
   readonly account: string
-  /** A root admin may set `customid` and sees raw error texts. */
-  readonly root_admin: boolean
+  /** A root admin may set `customid` and sees raw error texts. An operator may change it (`set_role`). */
+  root_admin: boolean
   readonly projects: ReadonlyArray<string>
   readonly zone_id: string
   readonly offerings: ReadonlyArray<Offering>

@@ -1,4 +1,4 @@
-import { Effect, Schema } from "effect"
+import { Clock, Effect, Schema } from "effect"
 import type { Approval, KeyedAnswer } from "../../reconciler/Store.ts"
 import { Held } from "../../schema/Action.ts"
 import { answeredBefore, type KeyedAnswers } from "./KeyedAnswers.ts"
@@ -16,11 +16,14 @@ export const make = (session: Session, keys: Pick<KeyedAnswers, "add">) => {
       Effect.flatMap((rows) => decodeRows(session, "approvals", ApprovalRow, rows))
     )
 
+  /** They are read before every plan, so that those that allow nothing any more do not pile up. */
+  const lapse = Effect.flatMap(Clock.currentTimeMillis, (at) => sql`DELETE FROM approvals WHERE expires_at <= ${at}`)
+
   const approve = (given: ReadonlyArray<Approval>, answer?: KeyedAnswer) =>
     writing(
       session,
       Effect.andThen(
-        answer === undefined ? Effect.void : keys.add(answer),
+        answer === undefined ? lapse : Effect.andThen(keys.add(answer), lapse),
         Effect.forEach(
           given,
           Effect.fnUntraced(function* ({ uid, generation, volume_id, action, name, digest, expires_at }: Approval) {

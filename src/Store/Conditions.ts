@@ -3,14 +3,14 @@ import type { NewEvent } from "../../reconciler/Store.ts"
 import { Condition, type ConditionType } from "../../schema/Condition.ts"
 import type { Uid } from "../../schema/Ids.ts"
 import type { Declarations } from "./Declarations.ts"
-import { ConditionsRow, decodeRows, now, type Session, writing } from "./Rows.ts"
+import { ConditionsRow, decodeRows, keeping, now, type Session, writing } from "./Rows.ts"
 import { read } from "./Transact.ts"
 
-type Conditions = ReadonlyArray<Condition>
+type Shown = ReadonlyArray<Condition>
 
 interface Change {
   readonly uid: Uid
-  readonly conditions: Conditions
+  readonly conditions: Shown
 }
 
 /** Those whose changes are told. The others change with one of these, or say how far it has come. */
@@ -22,24 +22,18 @@ const encodeConditions = Schema.encodeSync(Schema.parseJson(Schema.Array(Conditi
 /** Conditions as last shown. */
 export const make = (session: Session, declarations: Declarations) => {
   const { sql } = session
-  let conditionsCache: Map<Uid, Conditions> | null = null
-
-  const loadConditions = Effect.gen(function* () {
-    if (conditionsCache !== null) return conditionsCache
-    const rows = yield* read(sql`SELECT uid, conditions FROM conditions`)
-    const loaded = new Map<Uid, Conditions>()
-    for (const row of yield* decodeRows(session, "conditions", ConditionsRow, rows)) loaded.set(row.uid, row.conditions)
-    conditionsCache = loaded
-    return loaded
-  })
-  const knownConditions = Effect.suspend(() =>
-    conditionsCache === null ? session.alone(loadConditions) : Effect.succeed(conditionsCache)
+  const cache = keeping(
+    session,
+    read(sql`SELECT uid, conditions FROM conditions`).pipe(
+      Effect.flatMap((rows) => decodeRows(session, "conditions", ConditionsRow, rows)),
+      Effect.map((rows) => new Map(rows.map((row): [Uid, Shown] => [row.uid, row.conditions])))
+    )
   )
 
-  const conditions = Effect.map(knownConditions, (known): ReadonlyMap<Uid, Conditions> => new Map(known))
+  const conditions = Effect.map(cache.value, (known): ReadonlyMap<Uid, Shown> => new Map(known))
 
   const saveConditions = Effect.fnUntraced(function* (changes: ReadonlyArray<Change>) {
-    const known = yield* knownConditions
+    const known = yield* cache.value
     const differing = changes.filter((change) => !sameConditions(known.get(change.uid) ?? [], change.conditions))
     if (differing.length === 0) return
     yield* writing(
@@ -49,12 +43,12 @@ export const make = (session: Session, declarations: Declarations) => {
         const events = yield* Effect.forEach(differing, (change) => eventsOf(change, known.get(change.uid) ?? []))
         yield* session.tell(events.flat())
       }),
-      () => {
-        for (const change of differing) conditionsCache?.set(change.uid, change.conditions)
-      },
-      () => {
-        conditionsCache = null
-      }
+      () =>
+        cache.follow((known) => {
+          for (const change of differing) known.set(change.uid, change.conditions)
+          return known
+        }),
+      cache.forget
     )
   })
 
@@ -64,7 +58,7 @@ export const make = (session: Session, declarations: Declarations) => {
     yield* sql`INSERT INTO conditions ${sql.insert(row)}`
   })
 
-  const eventsOf = Effect.fnUntraced(function* ({ uid, conditions }: Change, before: Conditions) {
+  const eventsOf = Effect.fnUntraced(function* ({ uid, conditions }: Change, before: Shown) {
     const changed = conditions.filter((condition) => told.has(condition.type) && !before.some(isSame(condition)))
     if (changed.length === 0) return []
     const name = yield* declarations.nameOf(uid)
@@ -77,7 +71,16 @@ export const make = (session: Session, declarations: Declarations) => {
     }))
   })
 
-  return { conditions, saveConditions }
+  /** Follows the end of these rows. */
+  const dropped = (uids: ReadonlyArray<Uid>) =>
+    cache.follow((known) => {
+      for (const uid of uids) known.delete(uid)
+      return known
+    })
+
+  return { conditions, saveConditions, dropped, forget: cache.forget }
 }
+
+export type Conditions = ReturnType<typeof make>
 
 const isSame = (a: Condition) => (b: Condition) => a.type === b.type && a.status === b.status && a.reason === b.reason

@@ -1,7 +1,7 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import { Effect, Option, Schema } from "effect"
 import { hasClaimed } from "../../reconciler/Call.ts"
-import type { NewEvent, Write } from "../../reconciler/Store.ts"
+import type { Learned, NewEvent, Write } from "../../reconciler/Store.ts"
 import { Binding, type Declaration, Deletion, Spec, unbound } from "../../schema/Declaration.ts"
 import { GenerationConflict, PreconditionLost, StoreUnavailable } from "../../schema/Errors.ts"
 import type { Name, Uid } from "../../schema/Ids.ts"
@@ -11,6 +11,7 @@ import {
   decodeRows,
   DeclarationRow,
   fromDeclaration,
+  keeping,
   normalised,
   now,
   type Session,
@@ -18,12 +19,6 @@ import {
   writing
 } from "./Rows.ts"
 import { read } from "./Transact.ts"
-
-/** What observation taught about one declaration. */
-export interface Learned {
-  readonly uid: Uid
-  readonly binding: Binding
-}
 
 interface Cache {
   readonly byUid: Map<Uid, Declaration>
@@ -44,38 +39,34 @@ const sameDeletion = Schema.equivalence(Schema.NullOr(Deletion))
  */
 export const make = (session: Session) => {
   const { sql } = session
-  let cache: Cache | null = null
-  const forget = () => {
-    cache = null
-  }
-
-  const load = Effect.gen(function* () {
-    if (cache !== null) return cache
-    const rows = yield* read(sql`SELECT * FROM declarations WHERE removed_at IS NULL`)
-    const living = (yield* decodeRows(session, "declarations", DeclarationRow, rows)).map(toDeclaration)
-    const loaded: Cache = {
-      byUid: new Map(living.map((declaration) => [declaration.uid, declaration])),
-      byName: new Map(living.map((declaration) => [declaration.name, declaration])),
-      sorted: null
-    }
-    cache = loaded
-    return loaded
-  })
-  const cached = Effect.suspend(() => (cache === null ? session.alone(load) : Effect.succeed(cache)))
-
-  const remember = (changed: ReadonlyArray<Declaration>) => {
-    if (cache === null) return
-    for (const declaration of changed) {
-      if (declaration.removed_at === null) {
-        cache.byUid.set(declaration.uid, declaration)
-        cache.byName.set(declaration.name, declaration)
-      } else {
-        cache.byUid.delete(declaration.uid)
-        cache.byName.delete(declaration.name)
+  const living = read(sql`SELECT * FROM declarations WHERE removed_at IS NULL`).pipe(
+    Effect.flatMap((rows) => decodeRows(session, "declarations", DeclarationRow, rows)),
+    Effect.map((rows): Cache => {
+      const found = rows.map(toDeclaration)
+      return {
+        byUid: new Map(found.map((declaration) => [declaration.uid, declaration])),
+        byName: new Map(found.map((declaration) => [declaration.name, declaration])),
+        sorted: null
       }
-    }
-    if (changed.length > 0) cache.sorted = null
-  }
+    })
+  )
+  const cache = keeping(session, living)
+  const { forget, value: cached } = cache
+
+  const remember = (changed: ReadonlyArray<Declaration>) =>
+    cache.follow((known) => {
+      for (const declaration of changed) {
+        if (declaration.removed_at === null) {
+          known.byUid.set(declaration.uid, declaration)
+          known.byName.set(declaration.name, declaration)
+        } else {
+          known.byUid.delete(declaration.uid)
+          known.byName.delete(declaration.name)
+        }
+      }
+      if (changed.length > 0) known.sorted = null
+      return known
+    })
 
   const declarations = Effect.map(cached, (known) => {
     known.sorted ??= [...known.byUid.values()].sort((a, b) => (a.name < b.name ? -1 : 1))
@@ -86,7 +77,7 @@ export const make = (session: Session) => {
 
   /** Inside a transaction. A declaration that is removed already has its name still. */
   const nameOf = Effect.fnUntraced(function* (uid: Uid) {
-    const known = cache?.byUid.get(uid)
+    const known = cache.get()?.byUid.get(uid)
     if (known !== undefined) return known.name
     const [row] = yield* sql<{ name: string }>`SELECT name FROM declarations WHERE uid = ${uid}`
     return row === undefined ? null : row.name
@@ -101,7 +92,7 @@ export const make = (session: Session) => {
     )
 
   /** The living declaration of this name as the row says, not the cache: this is what a compare-and-swap compares with. */
-  const living = Effect.fnUntraced(function* (name: Name) {
+  const stored = Effect.fnUntraced(function* (name: Name) {
     const rows = yield* sql`SELECT * FROM declarations WHERE living_name = ${name}`
     const [row] = rows
     if (row === undefined) return null
@@ -116,7 +107,7 @@ export const make = (session: Session) => {
 
   /** Inside a transaction. The events are told by the caller, all of its writes at once. `undone`: calls that it cancels. */
   const writeOne = Effect.fnUntraced(function* (write: Write, undone: ReadonlyArray<Operation>) {
-    const found = yield* living(write.name)
+    const found = yield* stored(write.name)
     if (write.binding?.volume_id !== undefined && write.binding.volume_id !== null)
       yield* unclaimed(write.binding.volume_id, write.uid)
     if (write.expected_generation === null) {
@@ -199,8 +190,10 @@ export const make = (session: Session) => {
   }
 
   /** Inside a transaction: store what was learned, where it differs. Answers what changed, for `remember`. */
-  const learn = Effect.fnUntraced(function* ({ uid, binding }: Learned) {
-    const known = cache?.byUid.get(uid)
+  const learn = Effect.fnUntraced(function* ({ uid, from, ...learned }: Learned) {
+    const known = (from === undefined ? cache.get() : yield* cache.load)?.byUid.get(uid)
+    const binding =
+      from === undefined || known === undefined ? learned.binding : onto(known.binding, from, learned.binding)
     if (known !== undefined && sameBinding(known.binding, binding)) return []
     const raw = yield* sql`UPDATE declarations
       SET ${sql.update({ binding: encodeBinding(binding), bound_volume_id: binding.volume_id })} WHERE uid = ${uid}`.raw
@@ -269,6 +262,13 @@ export const make = (session: Session) => {
 }
 
 export type Declarations = ReturnType<typeof make>
+
+/** What differs from what was known is news; all else stays as it is stored. What was once met is never unmet again. */
+const onto = (stored: Binding, from: Binding, learned: Binding): Binding => {
+  const news = Object.entries(learned).filter(([key, value]) => !sameBinding({ ...from, [key]: value }, from))
+  const binding: Binding = { ...stored, ...Object.fromEntries(news) }
+  return { ...binding, settled_generation: Math.max(binding.settled_generation, stored.settled_generation) }
+}
 
 const conflict = (write: Write, found: Declaration | null) =>
   new GenerationConflict({

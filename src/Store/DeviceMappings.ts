@@ -1,6 +1,7 @@
 import { Effect, Schema } from "effect"
 import type { DeviceMapping, DeviceMappingRow } from "../../reconciler/Store.ts"
-import { decodeRows, now, type Session, writing } from "./Rows.ts"
+import * as Predecessor from "./Predecessor.ts"
+import { decodeRows, keeping, now, type Session, writing } from "./Rows.ts"
 import { read } from "./Transact.ts"
 
 const MappingRow = Schema.Struct({
@@ -17,23 +18,23 @@ const MappingRow = Schema.Struct({
 /** Which volume is which device of the appliance, for existing readers of the table. */
 export const make = (session: Session) => {
   const { sql } = session
-  let mappingsCache: ReadonlyMap<string, DeviceMappingRow> | null = null
-
+  // Rows of the predecessor are evidence of what it did and are not ours to show.
   const stored = read(sql`SELECT * FROM device_mappings ORDER BY volume_id`).pipe(
-    Effect.flatMap((rows) => decodeRows(session, "device_mappings", MappingRow, rows))
+    Effect.flatMap((rows) =>
+      decodeRows(session, "device_mappings", MappingRow, rows.filter(Predecessor.isOurs).map(Predecessor.read))
+    )
   )
 
-  const loadMappings = Effect.gen(function* () {
-    if (mappingsCache !== null) return mappingsCache
-    mappingsCache = new Map((yield* stored).map((row) => [row.volume_id, row]))
-    return mappingsCache
-  })
-  const knownMappings = Effect.suspend(() =>
-    mappingsCache === null ? session.alone(loadMappings) : Effect.succeed(mappingsCache)
+  const cache = keeping(
+    session,
+    Effect.map(
+      stored,
+      (rows): ReadonlyMap<string, DeviceMappingRow> => new Map(rows.map((row) => [row.volume_id, row]))
+    )
   )
 
   const saveDeviceMappings = Effect.fnUntraced(function* (mappings: ReadonlyArray<DeviceMapping>) {
-    const known = yield* knownMappings
+    const known = yield* cache.value
     const wanted = yield* unambiguous(mappings)
     const kept = new Map<string, DeviceMappingRow>()
     const fresh: Array<DeviceMappingRow> = []
@@ -57,19 +58,23 @@ export const make = (session: Session) => {
       Effect.gen(function* () {
         // All old rows go before a new one comes: two volumes may have changed places on their unique paths.
         yield* Effect.forEach(gone, (volume_id) => sql`DELETE FROM device_mappings WHERE volume_id = ${volume_id}`)
+        // Whoever else has a row for the volume or the path: there can be only one of each, and this one was just seen.
+        yield* Effect.forEach(
+          fresh,
+          ({ volume_id, device_path }) =>
+            sql`DELETE FROM device_mappings WHERE volume_id = ${volume_id} OR device_path = ${device_path}`
+        )
         yield* Effect.forEach(fresh, storeMapping)
       }),
-      () => {
-        mappingsCache = new Map([...kept, ...fresh.map((row) => [row.volume_id, row] as const)])
-      },
-      () => {
-        mappingsCache = null
-      }
+      () => cache.follow(() => new Map([...kept, ...fresh.map((row) => [row.volume_id, row] as const)])),
+      cache.forget
     )
   })
 
-  const storeMapping = (row: DeviceMappingRow) =>
-    sql`INSERT INTO device_mappings ${sql.insert({ ...row, cloudstack_state: "attached", linux_state: "detected" })}`
+  const storeMapping = (row: DeviceMappingRow) => {
+    const states = { cloudstack_state: "attached", linux_state: "detected" }
+    return sql`INSERT INTO device_mappings ${sql.insert(Predecessor.written(sql, { ...row, ...states }))}`
+  }
 
   return { saveDeviceMappings, deviceMappings: stored }
 }

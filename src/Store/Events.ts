@@ -4,6 +4,7 @@ import type { Fragment } from "@effect/sql/Statement"
 import { Array as Arr, Effect, Schema } from "effect"
 import type { EventFilter, NewEvent } from "../../reconciler/Store.ts"
 import { OperationId, Uid } from "../../schema/Ids.ts"
+import * as Dialect from "./Dialect.ts"
 import { decodeRows, normalised, now, type Session, writing } from "./Rows.ts"
 import { read } from "./Transact.ts"
 
@@ -72,7 +73,7 @@ export const make = (session: Session) => {
   const events = (filter: EventFilter) =>
     read(
       sql`SELECT * FROM events WHERE ${sql.and(clausesOf(filter))}
-        ORDER BY id LIMIT ${Math.min(PAGE_MAX, Math.max(1, Math.trunc(filter.limit)))}`
+        ORDER BY id LIMIT ${Dialect.limit(sql, Math.min(PAGE_MAX, Math.max(1, filter.limit)))}`
     ).pipe(Effect.flatMap((rows) => decodeRows(session, "events", EventRow, rows)))
 
   const clausesOf = (filter: EventFilter): Array<Fragment> => {

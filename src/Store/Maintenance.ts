@@ -4,7 +4,7 @@ import { Withheld } from "../../schema/Action.ts"
 import { Timestamp } from "../../schema/Ids.ts"
 import type { Declarations } from "./Declarations.ts"
 import { answeredBefore, type KeyedAnswers } from "./KeyedAnswers.ts"
-import { decodeRows, Flag, type Session, writing } from "./Rows.ts"
+import { decodeRows, Flag, keeping, type Session, writing } from "./Rows.ts"
 import { read } from "./Transact.ts"
 
 const MaintenanceRow = Schema.Struct({
@@ -25,24 +25,22 @@ export const make = (
   keys: Pick<KeyedAnswers, "add">
 ) => {
   const { sql } = session
-  /** Asked before every call: read once, changed by our own commits only. Undefined: not read yet. */
-  let known: Maintenance | null | undefined
-
-  const load = Effect.gen(function* () {
-    if (known !== undefined) return known
-    const rows = yield* read(sql`SELECT * FROM maintenance`)
-    const [found] = yield* decodeRows(session, "maintenance", MaintenanceRow, rows)
-    known = found === undefined ? (rows.length === 0 ? null : illegible) : toMaintenance(found)
-    return known
-  })
-
-  const maintenance = Effect.suspend(() => (known === undefined ? session.alone(load) : Effect.succeed(known)))
+  /** Asked before every call. */
+  const cache = keeping(
+    session,
+    Effect.gen(function* () {
+      const rows = yield* read(sql`SELECT * FROM maintenance`)
+      const [found] = yield* decodeRows(session, "maintenance", MaintenanceRow, rows)
+      return { standing: found === undefined ? (rows.length === 0 ? null : illegible) : toMaintenance(found) }
+    })
+  )
+  const maintenance = Effect.map(cache.value, ({ standing }) => standing)
 
   const setMaintenance: Store["Type"]["setMaintenance"] = (next, { answer, standing, withheld = [] } = {}) =>
     writing(
       session,
       Effect.gen(function* () {
-        const before = yield* load
+        const { standing: before } = yield* cache.load
         if (answer !== undefined) yield* keys.add(answer)
         if (standing !== undefined && !isSame(before, standing)) return before
         if (isSame(before, next)) return next
@@ -52,12 +50,8 @@ export const make = (
         yield* session.tell([eventOf(before, next)])
         return next
       }),
-      (standing) => {
-        known = standing
-      },
-      () => {
-        known = undefined
-      }
+      (standing) => cache.follow(() => ({ standing })),
+      cache.forget
     ).pipe(Effect.asVoid, answeredBefore)
 
   /** Inside a transaction. What lapsed by a later write of its declaration goes on the way. */

@@ -1,14 +1,16 @@
 import { Effect, Schema } from "effect"
 import { without } from "../../reconciler/Call.ts"
 import * as Intent from "../../reconciler/Intent.ts"
-import type { Advance, NewCall } from "../../reconciler/Store.ts"
+import type { Advance, Learned, NewCall } from "../../reconciler/Store.ts"
 import { Action } from "../../schema/Action.ts"
 import type { Declaration } from "../../schema/Declaration.ts"
 import { GenerationConflict, PreconditionLost, StoreUnavailable } from "../../schema/Errors.ts"
 import { OperationId, type Uid } from "../../schema/Ids.ts"
 import { hasEnded, isCall, type Operation, type OperationType } from "../../schema/Operation.ts"
-import type { Declarations, Learned } from "./Declarations.ts"
-import { decodeRows, fromOperation, now, OperationRow, type Session, writing } from "./Rows.ts"
+import type { Declarations } from "./Declarations.ts"
+import * as Dialect from "./Dialect.ts"
+import * as Predecessor from "./Predecessor.ts"
+import { decodeOperations, fromOperation, now, type Session, writing } from "./Rows.ts"
 import * as Transition from "./Transition.ts"
 
 const types = {
@@ -28,6 +30,12 @@ const encodeAction = Schema.encodeSync(Action)
 /** The journal: of actions the intent before and the outcome after, of version 1 calls what was asked and how it ended. */
 export const make = (session: Session, declarations: Declarations) => {
   const { sql } = session
+  const created = sql(Dialect.createdColumn(sql))
+
+  const update = (operation: Operation) => {
+    const row = Predecessor.written(sql, fromOperation(operation))
+    return sql`UPDATE volume_operations SET ${sql.update(row, ["id"])} WHERE id = ${operation.id}`
+  }
 
   const intend = <A extends Action>(action: A) =>
     writing(
@@ -60,7 +68,7 @@ export const make = (session: Session, declarations: Declarations) => {
   const alone = Effect.fnUntraced(function* (action: Action) {
     const volume = volumeOf(action)
     const [open] = yield* sql<{ id: string }>`SELECT id FROM volume_operations
-      WHERE unresolved_uid = ${action.uid} OR (unresolved_uid IS NOT NULL AND volume_id = ${volume} AND volume_id <> '')`
+      WHERE unresolved_uid = ${action.uid} OR (unresolved_uid IS NOT NULL AND ${Dialect.same(sql, "volume_id", volume)} AND volume_id <> '')`
     if (open !== undefined) return yield* new PreconditionLost({ detail: `operation ${open.id} is not resolved yet` })
     yield* declarations.unclaimed(volume, action.uid)
   })
@@ -92,7 +100,7 @@ export const make = (session: Session, declarations: Declarations) => {
     if (action.cause === "drift") return null
     const [call] = yield* sql<{ id: string }>`SELECT id FROM volume_operations
       WHERE open_call_uid = ${action.uid} AND status IN ('pending', 'executing')
-      ORDER BY created_at DESC, id DESC LIMIT 1`
+      ORDER BY ${created} DESC, id DESC LIMIT 1`
     return call === undefined ? null : OperationId.make(call.id)
   })
 
@@ -102,7 +110,8 @@ export const make = (session: Session, declarations: Declarations) => {
     kind: "operation_intended" | "call_accepted",
     message: string
   ) {
-    yield* sql`INSERT INTO volume_operations ${sql.insert(fromOperation(operation))}`
+    const row = Predecessor.written(sql, { ...fromOperation(operation), term: session.reign() })
+    yield* sql`INSERT INTO volume_operations ${sql.insert(row)}`
     yield* session.tell([{ ...aboutOf(operation), kind, message }])
   })
 
@@ -129,18 +138,18 @@ export const make = (session: Session, declarations: Declarations) => {
   const disown = Effect.fnUntraced(function* (undone: Operation) {
     const rows = yield* sql`SELECT * FROM volume_operations
       WHERE open_call_uid = ${undone.uid} AND status IN ('pending', 'executing')`
-    for (const call of yield* decodeRows(session, "volume_operations", OperationRow, rows)) {
+    for (const call of yield* decodeOperations(session, rows)) {
       if (call.wish === null || undone.wish === null) continue
       const moved = { ...call, wish: without(call.wish, undone.wish) }
       if (Transition.isSame(call, moved)) continue
-      yield* sql`UPDATE volume_operations SET ${sql.update(fromOperation(moved), ["id"])} WHERE id = ${call.id}`
+      yield* update(moved)
     }
   })
 
   /** Inside a transaction. Actions on this declaration whose outcome is not known. */
   const underWay = Effect.fnUntraced(function* (uid: Uid) {
     const rows = yield* sql`SELECT * FROM volume_operations WHERE unresolved_uid = ${uid}`
-    return yield* decodeRows(session, "volume_operations", OperationRow, rows)
+    return yield* decodeOperations(session, rows)
   })
 
   /** Inside a transaction. */
@@ -156,7 +165,7 @@ export const make = (session: Session, declarations: Declarations) => {
     const at = yield* now
     const completed_at = hasEnded(moved) ? (found.completed_at ?? at) : null
     const stored: Operation = { ...moved, updated_at: at, completed_at }
-    yield* sql`UPDATE volume_operations SET ${sql.update(fromOperation(stored), ["id"])} WHERE id = ${found.id}`
+    yield* update(stored)
     if (Transition.ends(found, moved)) {
       const kind = isCall(stored) ? "call_ended" : "operation_ended"
       yield* session.tell([{ ...aboutOf(stored), kind, message: outcomeOf(stored) }])
@@ -167,7 +176,7 @@ export const make = (session: Session, declarations: Declarations) => {
   const find = Effect.fnUntraced(function* (id: OperationId) {
     const rows = yield* sql`SELECT * FROM volume_operations WHERE id = ${id}`
     if (rows.length === 0) return yield* new PreconditionLost({ detail: `there is no operation ${id}` })
-    const [found] = yield* decodeRows(session, "volume_operations", OperationRow, rows)
+    const [found] = yield* decodeOperations(session, rows)
     if (found !== undefined) return found
     const problem = session.undecodable.get(`volume_operations ${id}`)?.problem ?? "it does not decode"
     return yield* new StoreUnavailable({ detail: `operation ${id} cannot be read: ${problem}`, outcome_unknown: false })

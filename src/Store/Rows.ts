@@ -6,8 +6,10 @@ import { Binding, Declaration, Deletion, Spec } from "../../schema/Declaration.t
 import { StoreUnavailable } from "../../schema/Errors.ts"
 import { CallWish, hasEnded, isCall, isUnresolved, Operation } from "../../schema/Operation.ts"
 import { Uid } from "../../schema/Ids.ts"
+import * as Failpoint from "../../reconciler/Failpoint.ts"
 import type { NewEvent } from "../../reconciler/Store.ts"
-import { transact } from "./Transact.ts"
+import * as Predecessor from "./Predecessor.ts"
+import { type Fence, transact } from "./Transact.ts"
 
 export interface Undecodable {
   readonly table: string
@@ -28,6 +30,55 @@ export interface Session {
   readonly alone: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
   /** Grows with every write that may have changed something: what was read under another number may be stale. */
   readonly epoch: { value: number }
+  /**
+   * The term in which this process is the only one that writes; null while it is not. What was kept in memory holds in
+   * the term it was read in alone.
+   */
+  readonly reign: () => number | null
+  /** One for each transaction. */
+  readonly fence: () => Fence
+}
+
+/** One value kept in memory, for as long as this process is the only one that writes. */
+export interface Kept<A> {
+  /** Null when it must be read. */
+  readonly get: () => A | null
+  /** Reads it, and keeps it, unless it is kept. Inside `alone`. */
+  readonly load: Effect.Effect<A, StoreUnavailable>
+  /** As `load`, in its turn. */
+  readonly value: Effect.Effect<A, StoreUnavailable>
+  /** Follows a commit of our own; nothing where it is not kept. */
+  readonly follow: (next: (value: A) => A) => void
+  readonly forget: () => void
+}
+
+export const keeping = <A>(session: Session, read: Effect.Effect<A, StoreUnavailable>): Kept<A> => {
+  let held: { readonly reign: number; readonly value: A } | null = null
+  const get = () => (held !== null && held.reign === session.reign() ? held.value : null)
+  const load = Effect.suspend(() => {
+    const known = get()
+    if (known !== null) return Effect.succeed(known)
+    const reign = session.reign()
+    return Effect.tap(read, (value) =>
+      Effect.sync(() => {
+        held = reign === null ? null : { reign, value }
+      })
+    )
+  })
+  return {
+    get,
+    load,
+    value: Effect.suspend(() => {
+      const known = get()
+      return known === null ? session.alone(load) : Effect.succeed(known)
+    }),
+    follow: (next) => {
+      if (held !== null) held = { ...held, value: next(held.value) }
+    },
+    forget: () => {
+      held = null
+    }
+  }
 }
 
 /**
@@ -40,7 +91,8 @@ export const writing = <A, E>(
   committed: (result: A) => void,
   lost: () => void
 ): Effect.Effect<A, Exclude<E, SqlError> | StoreUnavailable> =>
-  transact(session.sql, body).pipe(
+  Effect.suspend(() => transact(session.sql, session.fence(), Effect.tap(body, Failpoint.pass("commit.wanted")))).pipe(
+    Effect.tap(Failpoint.pass("commit.done")),
     Effect.ensuring(Effect.sync(() => (session.epoch.value += 1))),
     Effect.tap((result) => Effect.sync(() => committed(result))),
     Effect.tapErrorCause((cause) => Effect.sync(() => (isRefusal(cause) ? undefined : lost()))),
@@ -82,9 +134,12 @@ const describeProblem = (error: ParseResult.ParseError) => {
   return first === undefined ? "does not decode" : `${first.path.join(".")}: ${first.message}`.slice(0, 500)
 }
 
+/** Rows that are shown as undecodable; of more the log is spared, too. */
+const UNDECODABLE_MAX = 1000
+
 const isolate = (session: Session, row: Undecodable) => {
   const key = `${row.table} ${row.id}`
-  if (session.undecodable.has(key)) return Effect.void
+  if (session.undecodable.has(key) || session.undecodable.size >= UNDECODABLE_MAX) return Effect.void
   session.undecodable.set(key, row)
   return Effect.logError("a stored row cannot be read and is left out").pipe(Effect.annotateLogs({ ...row }))
 }
@@ -126,6 +181,9 @@ export const OperationRow = Schema.Struct({
   wish: Schema.NullOr(Schema.parseJson(CallWish)),
   deadline_at: Schema.NullOr(Schema.Int)
 })
+
+export const decodeOperations = (session: Session, rows: ReadonlyArray<Readonly<Record<string, unknown>>>) =>
+  decodeRows(session, "volume_operations", OperationRow, rows.map(Predecessor.readOperation))
 
 export const fromOperation = (operation: Operation) => ({
   ...Schema.encodeSync(OperationRow)(operation),

@@ -1,6 +1,5 @@
 import type { Advance } from "../../reconciler/Store.ts"
 import { hasEnded, isCall, isUnresolved, type Operation } from "../../schema/Operation.ts"
-import { fromOperation } from "./Rows.ts"
 
 /** The operation as an advance would leave it, its times aside. */
 export const apply = (found: Operation, advance: Advance): Operation => ({
@@ -17,8 +16,15 @@ export const apply = (found: Operation, advance: Advance): Operation => ({
   expires_at: advance.expires_at ?? found.expires_at
 })
 
-export const isSame = (a: Operation, b: Operation): boolean =>
-  JSON.stringify(fromOperation(a)) === JSON.stringify(fromOperation(b))
+export const isSame = (a: Operation, b: Operation): boolean => ordered(a) === ordered(b)
+
+/** JSON with sorted keys: MySQL's JSON columns give back an order of their own. */
+const ordered = (operation: Operation): string =>
+  JSON.stringify(operation, (_, value: unknown) =>
+    typeof value === "object" && value !== null && !Array.isArray(value)
+      ? Object.fromEntries(Object.entries(value).toSorted(([a], [b]) => (a < b ? -1 : 1)))
+      : value
+  )
 
 /** Why `found` must not become `next`; null when it may. */
 export const refusal = (found: Operation, next: Operation): string | null =>

@@ -7,7 +7,8 @@ import type { Operation } from "../../schema/Operation.ts"
 import type { Declarations } from "./Declarations.ts"
 import type { KeyedAnswers } from "./KeyedAnswers.ts"
 import type { Operations } from "./Operations.ts"
-import { decodeRows, OperationRow, type Session, writing } from "./Rows.ts"
+import * as Dialect from "./Dialect.ts"
+import { decodeOperations, type Session, writing } from "./Rows.ts"
 
 /** Declarations whose open calls are looked for at once. */
 const CHUNK = 500
@@ -15,6 +16,7 @@ const CHUNK = 500
 /** Writes of declarations with all that belongs to them, one transaction each. */
 export const make = (session: Session, declarations: Declarations, operations: Operations, keys: KeyedAnswers) => {
   const { sql } = session
+  const created = sql(Dialect.createdColumn(sql))
 
   const write = (writes: ReadonlyArray<Write>, alongside: Alongside = {}) => {
     const { calls = [], ends = [], answer } = alongside
@@ -42,8 +44,8 @@ export const make = (session: Session, declarations: Declarations, operations: O
     const found = new Map<Uid, Array<Operation>>()
     for (const uids of Arr.chunksOf([...byUid.keys()], CHUNK)) {
       const rows = yield* sql`SELECT * FROM volume_operations
-        WHERE ${sql.in("open_call_uid", uids)} AND status IN ('pending', 'executing') ORDER BY created_at, id`
-      for (const call of yield* decodeRows(session, "volume_operations", OperationRow, rows)) {
+        WHERE ${sql.in("open_call_uid", uids)} AND status IN ('pending', 'executing') ORDER BY ${created}, id`
+      for (const call of yield* decodeOperations(session, rows)) {
         const newest = byUid.get(call.uid)
         if (newest === undefined || ended.has(call.id) || !Call.isSuperseded(call, newest)) continue
         found.set(call.uid, [...(found.get(call.uid) ?? []), call])

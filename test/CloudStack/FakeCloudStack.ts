@@ -8,6 +8,7 @@ import * as HttpClientResponse from "@effect/platform/HttpClientResponse"
 import { Effect, Layer, Redacted } from "effect"
 import * as Gate from "../../reconciler/Gate.ts"
 import type { Settings } from "../../schema/Settings.ts"
+import * as Credentials from "../../src/CloudStack/Credentials.ts"
 
 export interface Received {
   readonly command: string
@@ -50,6 +51,18 @@ export const config = (change: Partial<Settings["cloudstack"]> = {}): Settings["
   ...change
 })
 
+/** What calls are signed with in the tests, for the server at this URL. */
+export const credentials = (api_url = "http://127.0.0.1:1/client/api") =>
+  Layer.succeed(
+    Credentials.Credentials,
+    Credentials.fixed({
+      credential: { api_url, api_key: Redacted.make(API_KEY), secret_key: Redacted.make(SECRET_KEY) },
+      zone: null,
+      domain: null,
+      source: "the test"
+    })
+  )
+
 export const fixture = (name: string): string =>
   fs.readFileSync(new URL(`../../fixtures/cloudstack/${name}.json`, import.meta.url), "utf8")
 
@@ -87,7 +100,7 @@ export const inMemory = (answers: Answers) => {
     const response = HttpClientResponse.fromWeb(request, new Response(body, { status, headers }))
     return Effect.delay(Effect.succeed(response), delay_ms)
   })
-  return { calls, layer: Layer.succeed(HttpClient.HttpClient, client) }
+  return { calls, layer: Layer.merge(Layer.succeed(HttpClient.HttpClient, client), credentials()) }
 }
 
 /** The same over a real socket on a free loopback port. */

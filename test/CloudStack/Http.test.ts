@@ -9,6 +9,7 @@ import type { Settings } from "../../schema/Settings.ts"
 import * as Client from "../../src/CloudStack/Client.ts"
 import * as Http from "../../src/CloudStack/Http.ts"
 import * as Transport from "../../src/CloudStack/Transport.ts"
+import { loopback, otherName } from "../support/Certificates.ts"
 import * as Fake from "./FakeCloudStack.ts"
 
 const temporaryDirectory = Effect.acquireRelease(
@@ -22,44 +23,6 @@ const file = (name: string, content: string) =>
     fs.writeFileSync(made, content)
     return made
   })
-
-/** Self-signed, good for a hundred years and for nothing else: one for 127.0.0.1, one for another name. */
-const loopback = {
-  key: `-----BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgDpZqS4n7asQpwCHx
-fvxWnVRvN29Vu+BmnvwBAIcsbW+hRANCAAT0V3DoO41ozw+4Jn2e6bcD0tM0N6by
-qcdzsXor0XzkMva+r3nIaI6e5Ntuo7zYjcSPCX+67UfhYh2N5fVMQlY4
------END PRIVATE KEY-----`,
-  cert: `-----BEGIN CERTIFICATE-----
-MIIBlzCCAT6gAwIBAgIUWTtk+YcZ+iSRITYK1Yqfe8usUogwCgYIKoZIzj0EAwIw
-GDEWMBQGA1UEAwwNbG9vcGJhY2sgdGVzdDAgFw0yNjExMjEwMTMzMTJaGA8yMTI2
-MTAyODAxMzMxMlowGDEWMBQGA1UEAwwNbG9vcGJhY2sgdGVzdDBZMBMGByqGSM49
-AgEGCCqGSM49AwEHA0IABPRXcOg7jWjPD7gmfZ7ptwPS0zQ3pvKpx3OxeivRfOQy
-9r6vechojp7k226jvNiNxI8Jf7rtR+FiHY3l9UxCVjijZDBiMB0GA1UdDgQWBBTz
-qvtsB9VsZjcJPRMPe4Osel3vaTAfBgNVHSMEGDAWgBTzqvtsB9VsZjcJPRMPe4Os
-el3vaTAPBgNVHRMBAf8EBTADAQH/MA8GA1UdEQQIMAaHBH8AAAEwCgYIKoZIzj0E
-AwIDRwAwRAIgFwgUvanoG+vewGu15vX/JNHFdE/iScKqvLyMbcLj8i4CIBGQJb65
-nvDoEhMEH+lTJZA3pxk8JB64QxAXIwkn+nTW
------END CERTIFICATE-----`
-}
-const otherName = {
-  key: `-----BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgtozzQyjwBAqtuoHk
-wyw6dviI/tCC8vbybsoQQ6HVorahRANCAARYSbF7oAf41OFTQSAsRSqcD8jK+HLk
-dg93dDZGDbgtpAC3UG3CgN2Zgpo75AOn54Fm5hKG9MNgSBfiM1vV1k27
------END PRIVATE KEY-----`,
-  cert: `-----BEGIN CERTIFICATE-----
-MIIBlDCCATugAwIBAgIUKmr31TroaHDQW/dqNIs9OCRHYGUwCgYIKoZIzj0EAwIw
-EDEOMAwGA1UEAwwFb3RoZXIwIBcNMjYxMTIxMDEzMzEyWhgPMjEyNjEwMjgwMTMz
-MTJaMBAxDjAMBgNVBAMMBW90aGVyMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE
-WEmxe6AH+NThU0EgLEUqnA/Iyvhy5HYPd3Q2Rg24LaQAt1BtwoDdmYKaO+QDp+eB
-ZuYShvTDYEgX4jNb1dZNu6NxMG8wHQYDVR0OBBYEFK6XvClrU3NhYyQCr6dcqHzV
-2y0SMB8GA1UdIwQYMBaAFK6XvClrU3NhYyQCr6dcqHzV2y0SMA8GA1UdEwEB/wQF
-MAMBAf8wHAYDVR0RBBUwE4IRZWxzZXdoZXJlLmV4YW1wbGUwCgYIKoZIzj0EAwID
-RwAwRAIgPCeJGM0g3LxXA5isXWUzWfVqQyteyTOWK3QGJ0TzGgUCIGKi87mgujSF
-+hTx+djsK+6n7MwmqpbbMsIT3bgOMdMa
------END CERTIFICATE-----`
-}
 
 /** Both kinds of call, against a real server at `api_url`. */
 const client = (config: Settings["cloudstack"]) =>
@@ -85,7 +48,8 @@ const served = (
     const server = yield* Fake.onLoopback(answers, tls)
     const config = Fake.config({ api_url: server.url, read_timeout_ms: 500, call_timeout_ms: 500, ...change })
     const http = yield* Layer.build(Http.layer(config))
-    return { ...server, ...(yield* Effect.provide(client(config), http)) }
+    const calling = Effect.provide(client(config), Fake.credentials(server.url))
+    return { ...server, ...(yield* Effect.provide(calling, http)) }
   })
 
 /** Reads of the clock and of zones succeed; the attach gets this. */
@@ -221,6 +185,27 @@ describe("TLS", () => {
     })
   )
 
+  it.scopedLive("is held to whatever the environment says of certificates (e4)", () =>
+    Effect.gen(function* () {
+      const key = "NODE_TLS_REJECT_UNAUTHORIZED"
+      yield* Effect.acquireRelease(
+        Effect.sync(() => {
+          const before = process.env[key]
+          process.env[key] = "0"
+          return before
+        }),
+        (before) =>
+          Effect.sync(() => {
+            if (before === undefined) delete process.env[key]
+            else process.env[key] = before
+          })
+      )
+      const { zones, calls } = yield* served(answers, {}, loopback)
+      assert.strictEqual((yield* Effect.flip(zones))._tag, "CloudStackUnavailable")
+      assert.deepStrictEqual(calls, [])
+    })
+  )
+
   it.scopedLive("the CA file vouches for its own", () =>
     Effect.gen(function* () {
       const { attach } = yield* served(answers, { ca_file: yield* file("ca.pem", loopback.cert) }, loopback)
@@ -268,7 +253,7 @@ describe("where CloudStack may be (X6)", () => {
       const config = Fake.config({ api_url: server.url.replace("127.0.0.1", "localhost") })
       const rows = yield* Effect.flatMap(Transport.make(config), (transport) =>
         Client.reader(transport)("listZones", {}, (body) => Wire.page("listZones", "zone", body))
-      ).pipe(Effect.provide(Http.layer(config)))
+      ).pipe(Effect.provide(Layer.merge(Http.layer(config), Fake.credentials(config.api_url ?? ""))))
       assert.strictEqual(rows.count, 1)
     })
   )

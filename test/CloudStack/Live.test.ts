@@ -426,7 +426,8 @@ const create = intent<"Create">({
   size_gib: 100,
   disk_offering_id: "c813c642-d946-49e1-9289-c616dd70206a" as OfferingId,
   zone_id: "057e86db-c726-4d8c-ab1f-75c5f55d1881" as ZoneId,
-  existing_ids: []
+  existing_ids: [],
+  custom_id: null
 })
 const tag = (replace: ReadonlyArray<string>) =>
   intent<"Tag">({ _tag: "Tag", ...common, volume_id: ID, set: { "volumed-uid": common.uid, team: "b" }, replace })

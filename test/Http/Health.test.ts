@@ -66,6 +66,25 @@ describe("GET /health", () => {
     })
   )
 
+  it.scopedLive("shows what is weak, insecure or out of date about how it is set up (e4, B4)", () =>
+    Effect.gen(function* () {
+      const server = yield* start({ insecure: ["CloudStack may be asked by plain http", "nobody is verified"] })
+      const details = Effect.map(health(server), ({ body }) => body["details"] as Record<string, string>)
+      const { insecure, durability, cloudstack_settings } = yield* details
+      assert.strictEqual(insecure, "CloudStack may be asked by plain http; nobody is verified")
+      assert.deepStrictEqual([durability, cloudstack_settings], ["", ""])
+      const { world } = server
+      world.weak = ["sync_binlog is 0 while log_bin is on: set it to 1"]
+      assert.strictEqual((yield* details)["durability"], world.weak[0])
+      assert.strictEqual((yield* health(server)).body["database_health"], "degraded")
+      if (world.place !== null) world.place = { ...world.place, problem: 'the active row "canary" cannot be used' }
+      assert.match((yield* details)["cloudstack_settings"] ?? "", /what was known last is kept/)
+      world.place = null
+      assert.match((yield* details)["cloudstack_settings"] ?? "", /cannot be read yet/)
+      assert.notInclude(JSON.stringify(yield* details), "canary")
+    })
+  )
+
   it.scopedLive("says what is wrong, but gives nobody addresses, paths, ids or secrets (S20, X7)", () =>
     Effect.gen(function* () {
       const server = yield* start()

@@ -1,3 +1,4 @@
+import type { Inventory } from "../../schema/Inventory.ts"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Exit, Metric, Schedule } from "effect"
 import * as Instruments from "../../reconciler/Metrics.ts"
@@ -135,17 +136,27 @@ const verification = (name: string, outcome: Verification["outcome"]): Verificat
   message: null
 })
 
+const read = emptyInventory.nbd._tag === "Known" ? emptyInventory.nbd : assert.fail("the fixture is read")
+
 const serving = {
   ...emptyInventory,
   nbd: {
-    ...emptyInventory.nbd,
+    ...read,
     value: {
-      ...(emptyInventory.nbd._tag === "Known" ? emptyInventory.nbd.value : assert.fail("the fixture is read")),
-      sections: ["a", "b", "c"].map((name) => ({ name, path: null, read_only: false })),
+      ...read.value,
+      sections: ["a", "b", "c"].map((name) => ({
+        name,
+        path: null,
+        read_only: false,
+        file: null,
+        device: null,
+        obstacle: null,
+        unfinished: null
+      })),
       verifications: [verification("a", "served"), verification("b", "denied")]
     }
   }
-} as typeof emptyInventory
+} satisfies Inventory
 
 const operation = (
   n: number,

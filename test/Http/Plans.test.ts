@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import type { Held } from "../../schema/Action.ts"
 import { VolumeId } from "../../schema/Ids.ts"
-import { type Inventory, known, unread } from "../../schema/Inventory.ts"
+import { type Inventory, known, sectionOf, unread } from "../../schema/Inventory.ts"
 import { emptyInventory, GIB, offering, send, start, type Started, zone } from "./support.ts"
 
 const volumeId = VolumeId.make("c6ef61d1-300f-442a-86e5-000000000001")
@@ -158,14 +158,11 @@ const exporting = (served: boolean): Inventory => ({
     host: "127.0.0.1",
     port: 10809,
     sections: [
-      {
-        name: `migration-vol-${volumeId}`,
-        path: "/dev/disk/by-id/virtio-c6ef61d1300f442a86e5",
-        read_only: false
-      },
-      { name: "somebody-elses", path: "/dev/sdz", read_only: true }
+      sectionOf(`migration-vol-${volumeId}`, "/dev/disk/by-id/virtio-c6ef61d1300f442a86e5", false),
+      sectionOf("somebody-elses", "/dev/sdz", true)
     ],
     config_problem: null,
+    narrowings: [],
     loaded: true,
     verifications: [
       {

@@ -1,4 +1,4 @@
-import { Context, Effect, Layer, Logger, LogLevel, type Scope } from "effect"
+import { Context, Effect, Layer, Logger, LogLevel, Redacted, type Scope } from "effect"
 import { Store } from "../../reconciler/Store.ts"
 import * as Serve from "../../src/Cli/Serve.ts"
 import * as Client from "../../src/Client/Client.ts"
@@ -21,8 +21,8 @@ export interface Site {
   readonly daemon: Effect.Effect<Daemon, unknown, Scope.Scope>
 }
 
-/** Lives as long as the scope. `NBD_BACKEND`: "simulated", or a real nbd-server. */
-export const startWith = (NBD_BACKEND: string): Effect.Effect<Site, unknown, Scope.Scope> =>
+/** Lives as long as the scope. `NBD_BACKEND`: "simulated", or a real nbd-server. `dsn`: null for a database file. */
+export const startWith = (NBD_BACKEND: string, dsn: string | null = null): Effect.Effect<Site, unknown, Scope.Scope> =>
   Effect.gen(function* () {
     const sandbox = yield* Sandbox.start({ ...Sandbox.defaults, job_ms: 20, device_delay_ms: 20 })
     const around = {
@@ -32,12 +32,13 @@ export const startWith = (NBD_BACKEND: string): Effect.Effect<Site, unknown, Sco
       RESYNC_BUSY_INTERVAL: "1s",
       RESYNC_INTERVAL: "2s"
     }
-    const settings = yield* SettingsFrom.fromEnvironment(Serve.sandboxEnvironment(sandbox, around), null, {
+    const found = yield* SettingsFrom.fromEnvironment(Serve.sandboxEnvironment(sandbox, around), null, {
       dry_run: false,
       sandbox: true,
       listen: null,
       terminal: false
     })
+    const settings = dsn === null ? found : { ...found, database_dsn: Redacted.make(dsn) }
     const daemon = Effect.gen(function* () {
       const services = yield* Layer.build(
         Layers.daemon(settings, { version: "0.0.0-test", stop_nbd: true }).pipe(

@@ -1,7 +1,7 @@
 import { assert } from "@effect/vitest"
 import { Clock, Context, Effect, Layer, Logger, LogLevel, Random, Schema, TestClock } from "effect"
 import { OperationAnswer } from "../../schema/Api.ts"
-import type { OfferingId, VolumeId, ZoneId } from "../../schema/Ids.ts"
+import type { OfferingId, VolumeId } from "../../schema/Ids.ts"
 import { limits } from "../../schema/Settings.ts"
 import * as Server from "../../src/Http/Server.ts"
 import * as World from "../../src/Simulation/World.ts"
@@ -45,11 +45,10 @@ const options: Server.Options = {
   declarations_max: 100_000,
   resync_idle_ms: 60_000,
   nbd: { backend: "simulated", host: "127.0.0.1", port: 10809 },
-  cloudstack: { api_url: "http://127.0.0.1:8080/client/api" },
   sandbox: true,
+  insecure: [],
   appliance_vm_id: Cloud.appliance,
   default_disk_offering_id: World.OFFERING_ID as OfferingId,
-  default_zone_id: World.ZONE_ID as ZoneId,
   delete_grace_ms: 600_000,
   version: "0.0.0-test"
 }

@@ -1,6 +1,7 @@
 import { Deferred, Effect, Layer, Logger, LogLevel, Option, PubSub, Queue, Stream } from "effect"
-import { CloudStackRead } from "../../reconciler/CloudStack.ts"
+import { type CloudPlace, CloudStackRead } from "../../reconciler/CloudStack.ts"
 import { Gate } from "../../reconciler/Gate.ts"
+import { Leadership, type Role } from "../../reconciler/Leadership.ts"
 import { type PassSummary, type Planned, Reconciler, type View } from "../../reconciler/Reconciler.ts"
 import * as Views from "../../reconciler/View.ts"
 import * as Declare from "../../reconciler/Declare.ts"
@@ -57,8 +58,12 @@ export interface World {
   inventory: Inventory | null
   databaseDown: boolean
   cloudDown: boolean
+  place: CloudPlace | null
+  /** What is weak about the database. */
+  weak: ReadonlyArray<string>
   cloudReads: number
   hold: string | null
+  role: Role
   /** Writes that find somebody else was first. */
   losses: number
   /** Runs while a write is on its way to the database. */
@@ -76,7 +81,8 @@ export const emptyInventory: Inventory = {
     absent: [],
     unresolved: [],
     vms: [],
-    vms_absent: []
+    vms_absent: [],
+    custom_ids: false
   }),
   guest: known(1_000, { devices: [], broken_links: [] }),
   nbd: known(1_000, {
@@ -87,6 +93,7 @@ export const emptyInventory: Inventory = {
     port: 10809,
     sections: [],
     config_problem: null,
+    narrowings: [],
     loaded: true,
     verifications: [],
     holders: []
@@ -112,8 +119,17 @@ export const makeWorld = (): World => ({
   inventory: emptyInventory,
   databaseDown: false,
   cloudDown: false,
+  place: {
+    api_url: "http://user:hunter2@127.0.0.1:8096/client/api?k=v",
+    zone,
+    domain: null,
+    source: "the test",
+    problem: null
+  },
+  weak: [],
   cloudReads: 0,
   hold: null,
+  role: { _tag: "Leading", term: 7, since: 0 },
   losses: 0,
   inWrite: Effect.void,
   afterWrite: () => {}
@@ -281,7 +297,13 @@ const store = (world: World) => {
     record: (event) => up(Effect.sync(() => tell(world, event))),
     deviceMappings: up(Effect.sync(() => world.mappings)),
     statistics: up(Effect.sync(() => statisticsOf(world.operations))),
-    describe: up(Effect.succeed({ engine: "memory", durable: true, schema_version: 1, undecodable: [] })),
+    describe: up(
+      Effect.sync(() => {
+        const { weak } = world
+        return { engine: "memory", durable: weak.length === 0, weak, schema_version: 1, undecodable: [] }
+      })
+    ),
+    prune: () => unused,
     bind: () => unused,
     finishRemoval: () => unused,
     intend: () => unused,
@@ -403,6 +425,7 @@ const cloud = (world: World) => {
         : Effect.succeed(value)
     })
   return CloudStackRead.of({
+    place: Effect.sync(() => world.place),
     offerings: read([
       { id: offering, name: "Custom OSSEA", customized: true, size_gib: 0 },
       { id: fixedOffering, name: "Fixed 20", customized: false, size_gib: 20 }
@@ -414,6 +437,7 @@ const cloud = (world: World) => {
     virtualMachines: () => unused,
     job: () => unused,
     capabilities: unused,
+    customIds: Effect.succeed(false),
     events: () => unused
   })
 }
@@ -436,11 +460,10 @@ export const options: Server.Options = {
   rate_limit: 200,
   declarations_max: 20_000,
   nbd: { backend: "simulated", host: "127.0.0.1", port: 10809 },
-  cloudstack: { api_url: "http://user:hunter2@127.0.0.1:8096/client/api?k=v" },
   sandbox: true,
+  insecure: [],
   appliance_vm_id: appliance,
   default_disk_offering_id: offering,
-  default_zone_id: zone,
   delete_grace_ms: 600_000,
   resync_idle_ms: 60_000,
   version: "0.0.0-test"
@@ -452,7 +475,12 @@ export const ports = (world: World, changes: PubSub.PubSub<void>) =>
     Layer.succeed(Store, store(world)),
     Layer.succeed(Reconciler, reconciler(world, changes)),
     Layer.succeed(CloudStackRead, cloud(world)),
-    Layer.succeed(Gate, Gate.of({ check: Effect.void, reason: Effect.sync(() => world.hold) }))
+    Layer.succeed(Gate, Gate.of({ check: Effect.void, reason: Effect.sync(() => world.hold) })),
+    Layer.succeed(Leadership, {
+      role: Effect.sync(() => world.role),
+      roles: Stream.fromEffect(Effect.sync(() => world.role)),
+      check: Effect.void
+    })
   )
 
 /** The real server on a free port, over ports that are values. Lives as long as the scope. */

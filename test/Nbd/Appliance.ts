@@ -20,11 +20,12 @@ import { GateClosed, type Misconfigured } from "../../schema/Errors.ts"
 import type { NbdReading, Verification } from "../../schema/Inventory.ts"
 import * as NbdServer from "../../src/Nbd/NbdServer.ts"
 import * as Processes from "../../src/Nbd/Processes.ts"
+import type * as World from "../../src/Nbd/World.ts"
 
 /** A machine of its own as far as NBD goes: an address that no other test uses, disks that are files, a by-id directory. */
 export interface Appliance {
   readonly dir: string
-  readonly options: NbdServer.Options
+  readonly options: World.Options
   readonly place: Processes.Place
   readonly uri: (name: string) => string
   /** A disk whose every 8 bytes say which disk they belong to. */
@@ -42,8 +43,17 @@ export const make: Effect.Effect<Appliance, never, Scope.Scope> = Effect.gen(fun
   for (const name of ["etc", "state", "by-id", "dev"]) mkdirSync(join(dir, name), { mode: 0o755 })
   const config = join(dir, "etc/config")
   const place = { host, port, config }
-  const options: NbdServer.Options = {
-    nbd: { backend: "nbd-server", config, acl_dir: join(dir, "acl"), host, port, allow: [host], start: "auto" },
+  const options: World.Options = {
+    nbd: {
+      backend: "nbd-server",
+      config,
+      acl_dir: join(dir, "acl"),
+      host,
+      port,
+      allow: [host],
+      explicit: { host: true, port: true, allow: true },
+      start: "auto"
+    },
     state_dir: join(dir, "state"),
     by_id_dir: join(dir, "by-id"),
     device_kind: "file",
@@ -91,7 +101,7 @@ const endAll = (place: Processes.Place) =>
 /** The adapter on this machine; `closed` shuts its gate. */
 export const adapter = (
   appliance: Appliance,
-  changed: Partial<NbdServer.Options> = {},
+  changed: Partial<World.Options> = {},
   gate: Layer.Layer<Gate> = openGate
 ): Effect.Effect<Nbd["Type"], Misconfigured, Scope.Scope> =>
   Layer.build(NbdServer.layer({ ...appliance.options, ...changed }).pipe(Layer.provide(gate))).pipe(

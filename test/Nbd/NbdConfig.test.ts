@@ -3,6 +3,7 @@ import { FastCheck as fc } from "effect"
 import { createHash } from "node:crypto"
 import { readdirSync, readFileSync } from "node:fs"
 import * as NbdConfig from "../../schema/NbdConfig.ts"
+import * as NbdName from "../../schema/NbdName.ts"
 
 const parsed = (text: string): NbdConfig.Document => {
   const result = NbdConfig.parse(text)
@@ -10,7 +11,9 @@ const parsed = (text: string): NbdConfig.Document => {
   return result.document
 }
 
-const listen = { host: "127.0.0.1", port: 10809 }
+const listen = { host: "127.0.0.1", port: 10809, explicit: { host: true, port: true } }
+/** Nobody set anything: what a file says counts. */
+const defaults = { ...listen, explicit: { host: false, port: false } }
 const sentinel = "/var/lib/volumed/sentinel.img"
 
 const exportOf = (name: string, readOnly = false): NbdConfig.Export => ({
@@ -24,7 +27,7 @@ const rendering = (
   base: string | null,
   exports: ReadonlyArray<NbdConfig.Export>,
   drop: ReadonlyArray<string> = []
-): NbdConfig.Rendering => ({ base: base === null ? null : parsed(base), listen, sentinel, exports, drop })
+): NbdConfig.Rendering => ({ base: base === null ? null : parsed(base), listen, sentinel, exports, moving: [], drop })
 
 const sealed = (request: NbdConfig.Rendering): string => {
   const result = NbdConfig.render(request)
@@ -137,7 +140,7 @@ describe("rendering", () => {
     const document = parsed(text)
     assert.deepStrictEqual(document.sections.map((s) => s.name).slice(0, -1), [
       "generic",
-      NbdConfig.SENTINEL,
+      NbdName.SENTINEL,
       "migration-vol-a",
       "migration-vol-b"
     ])
@@ -156,13 +159,13 @@ describe("rendering", () => {
   it("still holds the sentinel when nothing is exported (N16)", () => {
     const text = sealed(rendering(null, []))
     assert.isNull(NbdConfig.refusal(parsed(text)))
-    assert.include(text, `[${NbdConfig.SENTINEL}]\nreadonly = true\n`)
+    assert.include(text, `[${NbdName.SENTINEL}]\nreadonly = true\n`)
   })
 
   it.each(fixtures)(
     "keeps the sections and comments of %s byte for byte, and gives the same bytes again (N1, S13)",
     (_, text) => {
-      const port = { ...rendering(text, [exportOf("mine")]), listen }
+      const port = { ...rendering(text, [exportOf("mine")]), listen: defaults }
       const once = sealed(port)
       assert.isNull(NbdConfig.disagreement(once, port))
       for (const section of parsed(text).sections) assert.include(once, section.body)
@@ -222,7 +225,7 @@ describe("rendering", () => {
 
   it("replaces a [generic] of ours when the settings change, and leaves alone one whose signature was removed", () => {
     const ours = sealed(rendering(null, []))
-    const moved = sealed({ ...rendering(ours, []), listen: { host: "127.0.0.1", port: 10810 } })
+    const moved = sealed({ ...rendering(ours, []), listen: { ...listen, port: 10810 } })
     assert.strictEqual(NbdConfig.valueOf(parsed(moved), "generic", "port"), "10810")
     const claimed = ours.replace(/^# This \[generic\].*\n/, "").replace("max_threads = 4", "max_threads = 8")
     assert.include(
@@ -240,7 +243,7 @@ describe("rendering", () => {
   })
 
   it("remarks that a [generic] of somebody else listens everywhere or runs as another user (N13)", () => {
-    const { conflict, remarks } = NbdConfig.judgeGeneric(parsed("[generic]\nuser = nbd\n"), listen)
+    const { conflict, remarks } = NbdConfig.judgeGeneric(parsed("[generic]\nuser = nbd\n"), defaults)
     assert.isNull(conflict)
     assert.match(remarks.join(), /every address.*runs the server as nbd/)
   })
@@ -276,7 +279,7 @@ describe("hostile strings", () => {
     "a/b",
     "generic",
     "GENERIC",
-    NbdConfig.SENTINEL,
+    NbdName.SENTINEL,
     `gen-${"0".repeat(32)}`,
     "",
     "é",
@@ -318,7 +321,7 @@ describe("hostile strings", () => {
   it.each(["::", "0.0.0.0", "localhost", "127.0.0.1\nuser=x", "10.0.0.0/8", "256.1.1.1", "1.2.3"])(
     "refuses to listen on %j",
     (host) => {
-      assert.notStrictEqual(refused({ ...rendering(null, []), listen: { host, port: 10809 } }), "")
+      assert.notStrictEqual(refused({ ...rendering(null, []), listen: { ...listen, host } }), "")
     }
   )
 

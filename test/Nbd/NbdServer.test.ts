@@ -16,7 +16,8 @@ import {
 import { connect, createServer } from "node:net"
 import { join } from "node:path"
 import type { LoadRequest, Nbd, WantedExport } from "../../reconciler/Nbd.ts"
-import * as NbdConfig from "../../schema/NbdConfig.ts"
+import { sectionOf } from "../../schema/Inventory.ts"
+import * as NbdName from "../../schema/NbdName.ts"
 import * as ConfigFile from "../../src/Nbd/ConfigFile.ts"
 import * as Processes from "../../src/Nbd/Processes.ts"
 import * as Appliance from "./Appliance.ts"
@@ -70,8 +71,8 @@ describe("a load on the real nbd-server", () => {
       })
       assert.deepInclude(Appliance.verified(reading, "cccc"), { outcome: "unknown", size: null, device: null })
       assert.deepStrictEqual(reading.sections, [
-        { name: "aaaa", path: a.path, read_only: false },
-        { name: "bbbb", path: b.path, read_only: true }
+        { ...sectionOf("aaaa", a.path, false), device: a.device },
+        { ...sectionOf("bbbb", b.path, true), device: b.device }
       ])
       assert.strictEqual(yield* sizeOf(appliance, "bbbb"), 3 * MiB)
       const copy = join(appliance.dir, "copy")
@@ -216,7 +217,7 @@ describe("a load on the real nbd-server", () => {
       const run = Appliance.run("nbd-server", "-C", appliance.place.config, "-p", join(appliance.dir, "pid"))
       assert.strictEqual((yield* run).code, 0)
       writeFileSync(appliance.place.config, text)
-      const up = Effect.repeat(sizeOf(appliance, NbdConfig.SENTINEL), { until: (size) => size === MiB, times: 300 })
+      const up = Effect.repeat(sizeOf(appliance, NbdName.SENTINEL), { until: (size) => size === MiB, times: 300 })
       assert.strictEqual(yield* up, MiB)
       const reading = yield* nbd.observe(["aaaa"])
       assert.deepStrictEqual([reading.loaded, Appliance.verified(reading, "aaaa").outcome], [true, "denied"])
@@ -275,7 +276,7 @@ describe("what others wrote", () => {
       const nbd = yield* Appliance.adapter(appliance)
       yield* nbd.load(request([{ ...a, name: "Legacy-1" }], "../old"))
       const reading = yield* nbd.observe(["Legacy-1", "../old"])
-      assert.deepStrictEqual(reading.sections, [{ name: "Legacy-1", path: a.path, read_only: false }])
+      assert.deepStrictEqual(reading.sections, [{ ...sectionOf("Legacy-1", a.path, false), device: a.device }])
       assert.deepStrictEqual(
         reading.verifications.map((v) => v.outcome),
         ["served", "unknown"]
@@ -665,9 +666,16 @@ describe("a fence", () => {
     Effect.gen(function* () {
       const appliance = yield* Appliance.make
       const nbd = yield* Appliance.adapter(appliance)
-      for (const name of ["../etc/config", "a/b", "..", "", "generic"]) {
+      for (const name of ["", "generic", "a\nb", "[a", NbdName.SENTINEL, "x".repeat(256)]) {
         assert.strictEqual((yield* Effect.flip(nbd.fence(name)))._tag, "NbdUnavailable")
       }
+      assert.isFalse(existsSync(join(appliance.dir, "acl")))
+      // Names that somebody else may have chosen: each has a file of its own, in the directory.
+      const names = ["../etc/config", "a/b", "..", "/etc/passwd", "caf\uf7e9", "B"]
+      for (const name of names) yield* nbd.fence(name)
+      const files = readdirSync(join(appliance.dir, "acl"))
+      assert.strictEqual(files.length, names.length)
+      assert.isTrue(files.every((file) => file === "B" || /^_[0-9a-f]{32}$/.test(file)))
       assert.isEmpty(readdirSync(join(appliance.dir, "etc")))
     })
   )

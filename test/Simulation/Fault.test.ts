@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Fault from "../../src/Simulation/Fault.ts"
 import * as World from "../../src/Simulation/World.ts"
-import { api, ask, attach, createVolume, detach, job, jobText, rows, START } from "./Wire.ts"
+import { api, ask, attach, createVolume, detach, inside, job, jobText, rows, START } from "./Wire.ts"
 
 const appliance = World.APPLIANCE_VM_ID
 const testVm = World.vmId(1)
@@ -67,6 +67,28 @@ describe("faults of the wire", () => {
       assert.isNull(on(world, id, START + delay_ms - 1)?.vm_id)
       assert.strictEqual(on(world, id, START + delay_ms + 1_000)?.vm_id, effect)
     }
+  })
+
+  it("duplicate_delivery carries a request out twice, the second time if it has not expired by then (C10)", () => {
+    const made = (fault: Omit<Fault.Of<"duplicate_delivery">, "kind">) => {
+      const { world } = withFault({ kind: "duplicate_delivery", ...fault })
+      const create = { name: "x", diskofferingid: World.OFFERING_ID, zoneid: World.ZONE_ID, size: "1" }
+      const outcome = api(world, "createVolume", create, START)
+      assert.strictEqual(hits(world, "duplicate_delivery"), 1)
+      const volumes = world.truth(START + 120_000).volumes.filter(({ name }) => name === "x")
+      assert.deepStrictEqual(world.truth(START + 120_000).violations, [])
+      return { outcome, ids: volumes.map(({ id }) => id) }
+    }
+    const answered = ({ outcome }: ReturnType<typeof made>) =>
+      "status" in outcome ? inside(outcome.body)["id"] : outcome
+    const atOnce = made({})
+    assert.lengthOf(atOnce.ids, 2)
+    assert.strictEqual(answered(atOnce), atOnce.ids[1])
+    const later = made({ delay_ms: 5_000 })
+    assert.lengthOf(later.ids, 2)
+    assert.strictEqual(answered(later), later.ids[0])
+    assert.deepStrictEqual(answered(made({ delay_ms: 5_000, lost: true })), { drop: true })
+    assert.lengthOf(made({ delay_ms: 61_000 }).ids, 1)
   })
 
   it("says each refusal in CloudStack's own shape", () => {

@@ -4,6 +4,7 @@ import { Gate } from "../../reconciler/Gate.ts"
 import { Nbd } from "../../reconciler/Nbd.ts"
 import { GateClosed } from "../../schema/Errors.ts"
 import * as Guest from "../../src/Simulation/Guest.ts"
+import { sectionOf } from "../../schema/Inventory.ts"
 import * as SimulatedNbd from "../../src/Simulation/Nbd.ts"
 import * as World from "../../src/Simulation/World.ts"
 import { ask } from "./Wire.ts"
@@ -156,7 +157,7 @@ describe("the simulated NBD server", () => {
         yield* nbd.load({ set: [wanted], drop: [] })
         SimulatedNbd.edit(control, [foreign])
         const reading = yield* nbd.observe([wanted.name])
-        assert.deepInclude(reading, { loaded: false, sections: [foreign] })
+        assert.deepInclude(reading, { loaded: false, sections: [sectionOf(foreign.name, foreign.path, false)] })
         assert.strictEqual(reading.verifications[0]?.outcome, "served")
       })
     )

@@ -489,8 +489,48 @@ describe("what CloudStack says no to", () => {
     const w = world({ root_admin: true })
     const create = { name: "x", zoneid: World.ZONE_ID, diskofferingid: World.OFFERING_ID, size: "1", customid: NEVER }
     assert.strictEqual(ask(w, "createVolume", create, START).body["id"], NEVER)
-    assert.strictEqual(ask(w, "createVolume", create, START).status, 431)
+    const taken = ask(w, "createVolume", create, START)
+    assert.deepInclude(taken, { status: 431 })
+    assert.strictEqual(taken.body["errortext"], `UUID: ${NEVER} already exists so can't create/update with custom id`)
     assert.lengthOf(rows(ask(w, "listVolumes", { name: "x" }, START)), 1)
+    const upper = ask(w, "createVolume", { ...create, customid: "A" }, START).body["errortext"]
+    assert.strictEqual(upper, "UUID: A doesn't follow the UUID format")
+  })
+
+  it("gives the id of a removed volume to no other, which only the database notices", () => {
+    const w = world({ root_admin: true })
+    const create = { name: "x", zoneid: World.ZONE_ID, diskofferingid: World.OFFERING_ID, size: "1", customid: NEVER }
+    ask(w, "createVolume", create, START)
+    ask(w, "deleteVolume", { id: NEVER }, START + 1_000)
+    assert.strictEqual(ask(w, "createVolume", create, START + 2_000).status, 530)
+    assert.lengthOf(rows(ask(w, "listVolumes", { name: "x" }, START + 2_000)), 0)
+  })
+
+  it("denies a user the choice of an id, though it shows the parameter to everybody", () => {
+    const w = world()
+    const create = { name: "x", zoneid: World.ZONE_ID, diskofferingid: World.OFFERING_ID, size: "1", customid: NEVER }
+    const denied = ask(w, "createVolume", create, START)
+    assert.strictEqual(denied.status, 531)
+    const text = "Please check your permissions, you are not allowed to create/update custom id"
+    assert.strictEqual(denied.body["errortext"], text)
+    assert.lengthOf(rows(ask(w, "listVolumes", { name: "x" }, START)), 0)
+    const shown = () => {
+      const [api] = rows(ask(w, "listApis", { name: "createVolume" }, START), "api")
+      const params = (api?.["params"] ?? []) as ReadonlyArray<{ readonly name: string }>
+      return params.map(({ name }) => name)
+    }
+    const types = () => rows(ask(w, "listAccounts", {}, START), "account").map((account) => account["accounttype"])
+    assert.includeMembers(shown(), ["size", "customid"])
+    assert.notInclude(shown(), "displayvolume")
+    assert.deepStrictEqual(types(), [0])
+    assert.strictEqual(ask(w, "listAccounts", { accounttype: "1" }, START).text, '{"listaccountsresponse":{}}')
+
+    w.act({ act: "set_role", role: "admin" }, START)
+    assert.includeMembers(shown(), ["customid", "displayvolume"])
+    assert.deepStrictEqual(types(), [1])
+    assert.strictEqual(ask(w, "createVolume", create, START).body["id"], NEVER)
+    assert.strictEqual(ask(w, "listApis", { name: "nothing" }, START).status, 530)
+    assert.strictEqual(World.load(w.save(START)).state.config.root_admin, true)
   })
 
   it("forgets finished jobs after a day", () => {

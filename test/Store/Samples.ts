@@ -1,4 +1,4 @@
-import { Effect } from "effect"
+import { Effect, Redacted } from "effect"
 import type { KeyedAnswer, NewCall, Write } from "../../reconciler/Store.ts"
 import type * as Actions from "../../schema/Action.ts"
 import type { Condition } from "../../schema/Condition.ts"
@@ -9,6 +9,13 @@ export const uuid = (n: number) => `00000000-0000-4000-8000-${n.toString(16).pad
 export const uidOf = (n: number) => Uid.make(uuid(n))
 export const volumeId = (n: number) => VolumeId.make(uuid(0x100000 + n))
 export const vm = VmId.make("8a4400e5-c92a-4bc4-8bff-4b6b0b6a018c")
+
+/** The settings of a store on this database. */
+export const site = (dsn: string) => ({
+  database_dsn: Redacted.make(dsn),
+  database_ca_file: null,
+  appliance_vm_id: vm
+})
 
 export const spec = (over: Partial<Spec> = {}): Spec => ({
   cloudstack_name: "disk",

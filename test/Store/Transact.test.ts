@@ -26,11 +26,13 @@ const failing = (...prefixes: ReadonlyArray<string>) => {
   }).pipe(Effect.provide(Reactivity.layer))
 }
 
+const unfenced = { enter: Effect.void, landed: Effect.succeed(null) }
+
 describe("a transaction", () => {
   it.effect("whose COMMIT gets no good answer has an unknown outcome, and says so (B2)", () =>
     Effect.gen(function* () {
       const sql = yield* failing("COMMIT")
-      const error = yield* Effect.flip(transact(sql, sql`INSERT INTO t VALUES (1)`))
+      const error = yield* Effect.flip(transact(sql, unfenced, sql`INSERT INTO t VALUES (1)`))
       assert.deepInclude(error, { _tag: "StoreUnavailable", outcome_unknown: true })
       assert.include(error.message, "SQLITE_IOERR")
     })
@@ -40,7 +42,7 @@ describe("a transaction", () => {
     Effect.gen(function* () {
       for (const prefixes of [["BEGIN"], ["INSERT"], ["INSERT", "ROLLBACK"]]) {
         const sql = yield* failing(...prefixes)
-        const error = yield* Effect.flip(transact(sql, sql`INSERT INTO t VALUES (1)`))
+        const error = yield* Effect.flip(transact(sql, unfenced, sql`INSERT INTO t VALUES (1)`))
         assert.deepInclude(error, { _tag: "StoreUnavailable", outcome_unknown: false }, prefixes.join())
       }
     })
@@ -50,7 +52,7 @@ describe("a transaction", () => {
     Effect.gen(function* () {
       const sql = yield* failing()
       const refusal = new GenerationConflict({ name: "a", expected: 1, found: 2 })
-      const refused = yield* Effect.flip(transact(sql, Effect.fail(refusal)))
+      const refused = yield* Effect.flip(transact(sql, unfenced, Effect.fail(refusal)))
       assert.strictEqual(refused._tag, "GenerationConflict")
       assert.strictEqual(refused.message, refusal.message)
     })

@@ -4,6 +4,7 @@ import { Effect, Either, Option } from "effect"
 import * as TestClock from "effect/TestClock"
 import { type Advance, Store, type Write } from "../../reconciler/Store.ts"
 import { unbound } from "../../schema/Declaration.ts"
+import { OperationId } from "../../schema/Ids.ts"
 import { isUnresolved } from "../../schema/Operation.ts"
 import {
   answer,
@@ -17,6 +18,7 @@ import {
   settled,
   spec,
   uidOf,
+  uuid,
   vm,
   volumeId,
   write
@@ -359,6 +361,52 @@ export const callSuite = (test: Test) => {
         assert.deepStrictEqual((yield* store.declarations)[0]?.binding.late, late)
         yield* store.write([next(3)])
         assert.deepStrictEqual((yield* store.declarations)[0]?.binding, bindingOf(1))
+      })
+    )
+  })
+
+  describe("what was learned on a reading", () => {
+    const sent = { operation_id: OperationId.make(`op-${uuid(0x77)}`), type: "attach" } as const
+    const claimed = bindingOf(1, { attachment: { vm_id: vm, as: "data", settled: false } })
+
+    /** The claim is given up, and the call of the wish taken back may have its effect yet. */
+    const givenUp = next(2, { binding: { attachment: null, late: sent, settled_generation: 2 } })
+    const kept = { ...claimed, attachment: null, late: sent, settled_generation: 2 }
+
+    const stored = Effect.gen(function* () {
+      const sql = yield* SqlClient
+      const [row] = yield* sql<{ binding: string }>`SELECT binding FROM declarations`
+      const [shown] = yield* (yield* Store).declarations
+      assert.deepStrictEqual(shown?.binding, JSON.parse(row?.binding ?? ""))
+      return shown?.binding
+    })
+
+    test(
+      "takes back nothing that was written since the reading began (S14, S23)",
+      Effect.gen(function* () {
+        const store = yield* Store
+        yield* store.write([write(1)])
+        yield* store.bind([{ uid: uidOf(1), binding: claimed }])
+        yield* store.write([givenUp])
+        const seen = { ...claimed, device_awaited_since: 5, settled_generation: 1 }
+        yield* store.bind([{ uid: uidOf(1), binding: seen, from: claimed }])
+        assert.deepStrictEqual(yield* stored, { ...kept, device_awaited_since: 5 })
+        yield* store.bind([{ uid: uidOf(1), binding: { ...claimed, loss: null }, from: claimed }])
+        assert.deepStrictEqual(yield* stored, { ...kept, device_awaited_since: 5 })
+      })
+    )
+
+    test(
+      "nor does the end of an action, of which all that it taught is kept (S9, S14)",
+      Effect.gen(function* () {
+        const store = yield* Store
+        yield* store.write([write(1)])
+        yield* store.bind([{ uid: uidOf(1), binding: claimed }])
+        const { operation_id } = yield* store.intend(attach(1))
+        yield* store.write([givenUp])
+        const attachment = { vm_id: vm, as: "data", settled: true } as const
+        yield* store.settle(operation_id, done, { uid: uidOf(1), binding: { ...claimed, attachment }, from: claimed })
+        assert.deepStrictEqual(yield* stored, { ...kept, attachment })
       })
     )
   })

@@ -1,9 +1,9 @@
-import { Effect, Either, Option, Redacted } from "effect"
+import { Effect, Either, Option } from "effect"
 import * as Fs from "node:fs"
 import { Store } from "../../reconciler/Store.ts"
 import { Name } from "../../schema/Ids.ts"
 import * as Sql from "../../src/Store/Sql.ts"
-import { answer, attach, call, callId, uidOf, write } from "./Samples.ts"
+import { answer, attach, call, callId, site, uidOf, write } from "./Samples.ts"
 
 const [mode, file, count] = process.argv.slice(2)
 const say = (line: string) => Fs.writeSync(1, `${line}\n`)
@@ -59,7 +59,7 @@ type Body = Effect.Effect<unknown, { readonly _tag: string; readonly message: st
 const modes: Readonly<Record<string, Body>> = { write: writer, transactions, keyed, hold }
 const body = modes[mode ?? ""] ?? Effect.dieMessage(`no such mode: ${mode}`)
 const program = body.pipe(
-  Effect.provide(Sql.layerDsn(Redacted.make(`sqlite:${file}`))),
+  Effect.provide(Sql.layerDsn(site(`sqlite:${file}`))),
   Effect.catchAll((error) => Effect.sync(() => Fs.writeSync(2, `${error._tag}: ${error.message}\n`))),
   Effect.tap(() => Effect.sync(() => process.exit(0)))
 )

@@ -8,6 +8,7 @@ import type { Misconfigured, StoreUnavailable } from "../../schema/Errors.ts"
 import { Name, OperationId } from "../../schema/Ids.ts"
 import { callSuite } from "./callSuite.ts"
 import { historySuite } from "./historySuite.ts"
+import { retentionSuite } from "./retentionSuite.ts"
 import {
   answer,
   attach,
@@ -53,6 +54,7 @@ export const storeSuite = (
 
     callSuite(test)
     historySuite(test, probe)
+    retentionSuite(test, probe)
 
     describe("declarations", () => {
       test(
@@ -285,7 +287,7 @@ export const storeSuite = (
           assert.strictEqual(premature._tag, "PreconditionLost")
           const ended = yield* store.settle(
             operation_id,
-            { ...settled, response: { device_path: "/dev/disk/by-id/x" } },
+            { ...settled, response: { message: "attached", device_path: "/dev/disk/by-id/x" } },
             { uid: uidOf(1), binding: bindingOf(1) }
           )
           assert.isNotNull(ended.completed_at)
@@ -293,6 +295,11 @@ export const storeSuite = (
           assert.deepStrictEqual((yield* store.declarations)[0]?.binding, bindingOf(1))
           const again = yield* store.advance(operation_id, settled)
           assert.deepStrictEqual(again, ended)
+          // As MySQL, whose JSON has an order of its own, gives it back.
+          const ordered = JSON.stringify({ device_path: "/dev/disk/by-id/x", message: "attached" })
+          yield* Effect.flatMap(SqlClient, (sql) => sql`UPDATE volume_operations SET response = ${ordered}`)
+          const { response } = ended
+          assert.deepStrictEqual(yield* store.advance(operation_id, { ...settled, response: response ?? {} }), ended)
           for (const change of [
             { phase: "settled", status: "failed" },
             { phase: "uncertain", status: "executing" },
@@ -458,6 +465,10 @@ export const storeSuite = (
           yield* store.approve([{ ...approval, expires_at: 2000 }])
           assert.deepStrictEqual(yield* store.approvals(1500), [{ ...approval, expires_at: 2000 }])
           assert.deepStrictEqual(yield* store.approvals(2000), [])
+          yield* TestClock.setTime(2000)
+          yield* store.approve([{ ...approval, generation: 2, expires_at: 3000 }])
+          const rows = yield* Effect.flatMap(SqlClient, (sql) => sql`SELECT generation FROM approvals`)
+          assert.deepStrictEqual(rows, [{ generation: 2 }], "what has lapsed goes")
         })
       )
     })

@@ -5,7 +5,7 @@ import { exportNameOf, serialOf, type VmId, type VolumeId } from "../../schema/I
 import * as Wire from "../../schema/CloudStack.ts"
 import { type Declaration, GIB, type Spec, unbound } from "../../schema/Declaration.ts"
 import type { CloudVolume, GuestReading, Inventory, NbdReading } from "../../schema/Inventory.ts"
-import { known } from "../../schema/Inventory.ts"
+import { known, sectionOf } from "../../schema/Inventory.ts"
 import type { Name, OfferingId, Uid, ZoneId } from "../../schema/Ids.ts"
 import * as World from "../../src/Simulation/World.ts"
 
@@ -57,7 +57,8 @@ export const make = (count: number, begin = START): Fleet => {
         absent: [],
         unresolved: [],
         vms: vms.map((id) => ({ id: id as VmId, name: id, state: "Running", zone_id: World.ZONE_ID as ZoneId })),
-        vms_absent: []
+        vms_absent: [],
+        custom_ids: false
       }),
       guest: known(now, guestOf(onAppliance)),
       nbd: known(now, nbdOf(onAppliance, now))
@@ -156,8 +157,9 @@ const nbdOf = (volumes: ReadonlyArray<CloudVolume>, now: number): NbdReading => 
   server: { state: "running", pid: 1, problem: null },
   host: "127.0.0.1",
   port: 10_809,
-  sections: volumes.map(({ id }) => ({ name: exportNameOf(id), path: linkTo(id), read_only: false })),
+  sections: volumes.map(({ id }) => sectionOf(exportNameOf(id), linkTo(id), false)),
   config_problem: null,
+  narrowings: [],
   loaded: true,
   verifications: volumes.map(({ id, size }, index) => ({
     name: exportNameOf(id),

@@ -1,8 +1,9 @@
-import { Effect, Redacted } from "effect"
+import { Effect } from "effect"
 import { readFile, stat } from "node:fs/promises"
 import { setTimeout as sleep } from "node:timers/promises"
 import { Store, type Write } from "../../reconciler/Store.ts"
 import * as Sql from "../../src/Store/Sql.ts"
+import { site } from "../Store/Samples.ts"
 import * as Daemon from "./Daemon.ts"
 import * as Fleet from "./Fleet.ts"
 import * as Measure from "./Measure.ts"
@@ -17,7 +18,7 @@ const TICK_MS = 10
 export const measure = async (): Promise<ReadonlyArray<Measure.Measure>> => {
   const fleet = Fleet.make(VOLUMES, Date.now() - 3_600_000)
   const prepare = (directory: string) =>
-    declare(fleet).pipe(Effect.provide(Sql.layerDsn(Redacted.make(Daemon.databaseIn(directory)))), Effect.runPromise)
+    declare(fleet).pipe(Effect.provide(Sql.layerDsn(site(Daemon.databaseIn(directory)))), Effect.runPromise)
   return Daemon.withSite(fleet.world, prepare, async (site) => {
     const daemon = await site.daemon({ RESYNC_INTERVAL: "2s", RESYNC_BUSY_INTERVAL: "2s" })
     await settled(daemon, VOLUMES)

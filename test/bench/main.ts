@@ -1,5 +1,7 @@
 import * as Build from "../support/Build.ts"
 import * as Converging from "./Converging.ts"
+import * as Database from "./Database.ts"
+import * as Failover from "./Failover.ts"
 import * as Http from "./Http.ts"
 import * as Measure from "./Measure.ts"
 import * as Planning from "./Planning.ts"
@@ -13,7 +15,9 @@ const all = {
   reacting: Reacting.measure,
   converging: Converging.measure,
   http: Http.measure,
-  watching: Watching.measure
+  watching: Watching.measure,
+  database: Database.measure,
+  failover: Failover.measure
 }
 
 /** `npm run bench` measures everything, `npm run bench -- planning` some of it. */

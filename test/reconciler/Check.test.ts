@@ -5,6 +5,7 @@ import { exportNameOf } from "../../schema/Ids.ts"
 import type { Inventory } from "../../schema/Inventory.ts"
 import { limits } from "../../schema/Settings.ts"
 import * as Check from "../../reconciler/Check.ts"
+import * as CustomId from "../../reconciler/CustomId.ts"
 import type * as Plan from "../../reconciler/Plan.ts"
 import * as Worlds from "../support/Worlds.ts"
 
@@ -67,7 +68,8 @@ const creation: Action = {
   size_gib: 10,
   disk_offering_id: Worlds.offering,
   zone_id: Worlds.zone,
-  existing_ids: []
+  existing_ids: [],
+  custom_id: null
 }
 
 const item = (next: Action): PlanItem => ({
@@ -316,6 +318,20 @@ describe("Check", () => {
     assert.deepStrictEqual(found(creation, fresh, marked), ["S10 Create: a volume with this declaration's uid exists"])
     assert.deepStrictEqual(found(creation, fresh, detachedWorld({ name: "disk" })), [
       "S10 Create: a volume of that name is not among the known ones"
+    ])
+  })
+
+  it("finds a create with an id that the account may not choose, or that is not its declaration's (S8, S10)", () => {
+    const fresh = Worlds.declaration("disk", { uid })
+    const digest = (text: string) => text.padEnd(32, "0")
+    const own = CustomId.derive(digest, fresh)
+    const may = Worlds.inventory({ cloud: Worlds.cloud({ custom_ids: true }) })
+    assert.deepStrictEqual(found({ ...creation, custom_id: own }, fresh, may, { digest }), [])
+    assert.deepStrictEqual(found({ ...creation, custom_id: own }, fresh, Worlds.inventory(), { digest }), [
+      "S10 Create: the account may not choose an id"
+    ])
+    assert.deepStrictEqual(found({ ...creation, custom_id: id }, fresh, may, { digest }), [
+      "S10 Create: the chosen id is not this declaration's"
     ])
   })
 

@@ -194,7 +194,8 @@ describe("The view after an action", () => {
       size_gib: 1,
       disk_offering_id: Worlds.offering,
       zone_id: Worlds.zone,
-      existing_ids: []
+      existing_ids: [],
+      custom_id: null
     } as const
     const lost = Worlds.declaration("disk", { binding: Worlds.settledBinding(id) })
     const made = Merge.bind(lost, anew, 5, Worlds.volumeId(9))

@@ -5,6 +5,9 @@ import type { Declaration } from "../../schema/Declaration.ts"
 import { exportNameOf } from "../../schema/Ids.ts"
 import type { Inventory } from "../../schema/Inventory.ts"
 import { limits } from "../../schema/Settings.ts"
+import { createHash } from "node:crypto"
+import * as Check from "../../reconciler/Check.ts"
+import * as CustomId from "../../reconciler/CustomId.ts"
 import * as Plan from "../../reconciler/Plan.ts"
 import * as Worlds from "../support/Worlds.ts"
 
@@ -221,6 +224,38 @@ describe("A tag", () => {
     for (const changes of waits) {
       const item = itemFor(plain, listed(), changes)
       assert.deepStrictEqual([item.settled, item.next, item.blocked], [true, null, null])
+    }
+  })
+})
+
+describe("Choosing the id of a new volume", () => {
+  const digest = (text: string) => createHash("sha256").update(text).digest("hex")
+  const fresh = disk({ binding: { volume_id: null } })
+  const may = Worlds.inventory({ cloud: Worlds.cloud({ custom_ids: true }) })
+  const own = CustomId.derive(digest, fresh)
+  const idIn = (item: PlanItem) => (item.next?._tag === "Create" ? item.next.custom_id : item.next?._tag)
+
+  it("is done where the account may, and said to be so in the action", () => {
+    assert.strictEqual(idIn(itemFor(fresh, may, { digest })), own)
+    assert.isNull(idIn(itemFor(fresh, Worlds.inventory(), { digest })))
+  })
+
+  it("gives the volume that replaces a lost one another id (S10)", () => {
+    const loss = { first_absent_at: Worlds.now - 60_000, proven_at: Worlds.now - 20_000, accepted: true }
+    const lost = disk({ spec: { on_loss: "recreate" }, binding: { ...bound, volume_id: own, loss } })
+    const gone = Worlds.inventory({ cloud: Worlds.cloud({ custom_ids: true, absent: [own] }) })
+    assert.strictEqual(idIn(itemFor(lost, gone, { digest })), CustomId.derive(digest, lost))
+    assert.notStrictEqual(CustomId.derive(digest, lost), own)
+  })
+
+  it("makes a volume known that a database restored from a backup does not know: it is adopted, untagged as it is (B6, S9)", () => {
+    for (const custom_ids of [true, false]) {
+      const there = Worlds.cloudVolume(own, { name: fresh.spec.cloudstack_name })
+      const again = Worlds.inventory({ cloud: Worlds.cloud({ custom_ids, volumes: [there] }) })
+      const input = Worlds.input([fresh], again, { digest })
+      const plan = Plan.make(input)
+      assert.deepInclude(plan.items[0]?.next, { _tag: "Adopt", volume_id: own })
+      assert.deepStrictEqual(Check.check(input, plan), [])
     }
   })
 })

@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { seenGuest } from "../../reconciler/Observe.ts"
 import * as Settle from "../../reconciler/Settle.ts"
 import type { Job } from "../../reconciler/CloudStack.ts"
-import type { Action } from "../../schema/Action.ts"
+import { type Action, UID_TAG } from "../../schema/Action.ts"
 import { type Declaration, GIB, unbound } from "../../schema/Declaration.ts"
 import {
   type JobId,
@@ -21,6 +21,7 @@ import {
   type Inventory,
   known,
   type NbdReading,
+  sectionOf,
   unread
 } from "../../schema/Inventory.ts"
 import type { Operation } from "../../schema/Operation.ts"
@@ -102,6 +103,7 @@ const cloud = (over: Partial<CloudReading> = {}): CloudReading => ({
   unresolved: [],
   vms: [],
   vms_absent: [],
+  custom_ids: false,
   ...over
 })
 
@@ -128,6 +130,7 @@ const nbd = (over: Partial<NbdReading> = {}): NbdReading => ({
   port: 10809,
   sections: [],
   config_problem: null,
+  narrowings: [],
   loaded: true,
   verifications: [],
   holders: [],
@@ -213,7 +216,8 @@ const create: Action = {
   size_gib: 5,
   disk_offering_id: offering,
   zone_id: zone,
-  existing_ids: [uuid(9) as VolumeId]
+  existing_ids: [uuid(9) as VolumeId],
+  custom_id: null
 }
 
 describe("an attach", () => {
@@ -413,11 +417,9 @@ describe("a create", () => {
     assert.strictEqual(judge(unanswered, world(66_000, { cloud: cloud({ scope: "some" }) }))._tag, "Uncertain")
   })
 
-  it("never takes a volume that is tagged, attached, bound, of another size or offering, or older than the intent (S4)", () => {
-    const tagged = row({ tags: [{ key: "owner", value: "x" }] })
+  it("never takes a volume that is another's by its tag, bound, of another size or offering, or older than the intent (S4)", () => {
     const foreign = [
-      tagged,
-      row({ vm_id: other }),
+      row({ tags: [{ key: UID_TAG, value: uuid(77) }] }),
       row({ size: 4 * GIB }),
       row({ disk_offering_id: null }),
       row({ type: "ROOT" })
@@ -432,6 +434,90 @@ describe("a create", () => {
       judge(unanswered, world(66_000, { cloud: listing(row({ id: uuid(9) as VolumeId })) }))._tag,
       "NotDone"
     )
+  })
+})
+
+describe("a create whose volume may have been used by others since", () => {
+  const unanswered = operation(create, { phase: "submitted", job_id: null })
+  const seen = (...volumes: ReadonlyArray<CloudVolume>) =>
+    judge(unanswered, world(66_000, { cloud: cloud({ scope: "all", volumes }) }))
+
+  it("is held for a person: it takes none of them, and does not say that none was made (S4, S9, S10)", () => {
+    for (const used of [row({ vm_id: other }), row({ tags: [{ key: "owner", value: "x" }] })]) {
+      const verdict = seen(used)
+      assert.strictEqual(verdict._tag, "NeedsOperator")
+      if (verdict._tag === "NeedsOperator") assert.include(verdict.error, used.id)
+      // Nor is one beside it taken that is as a create leaves it: either may be the one.
+      assert.strictEqual(seen(used, row({ id: uuid(2) as VolumeId }))._tag, "NeedsOperator")
+      assert.strictEqual(seen({ ...used, name: "other" })._tag, "NotDone")
+    }
+  })
+})
+
+describe("a create whose id was chosen", () => {
+  const chosen: Action = { ...create, custom_id: volume }
+  const unanswered = operation(chosen, { phase: "submitted", job_id: null })
+  const named = row({ id: uuid(3) as VolumeId })
+
+  it("was made if that id is there, however soon and whatever else bears its name (C4, C10, S9)", () => {
+    const verdict = judge(unanswered, world(2_000, { cloud: cloud({ volumes: [named, row({ vm_id: other })] }) }))
+    assert.strictEqual(verdict._tag, "Settled")
+    if (verdict._tag === "Settled") assert.strictEqual(verdict.binding?.volume_id, volume)
+    const busy = row({ job_id: uuid(7) as JobId })
+    assert.strictEqual(judge(unanswered, world(2_000, { cloud: cloud({ volumes: [busy] }) }))._tag, "Pending")
+  })
+
+  it("was not made if CloudStack never had that id once the request has expired, whatever bears its name (C3, S10)", () => {
+    const never = cloud({ scope: "some", volumes: [named], unresolved: [volume] })
+    assert.strictEqual(judge(unanswered, world(64_000, { cloud: never }))._tag, "Uncertain")
+    const verdict = judge(unanswered, world(66_000, { cloud: never }))
+    assert.strictEqual(verdict._tag, "NotDone")
+    // The next attempt asks for the same id.
+    if (verdict._tag === "NotDone") assert.isNull(verdict.binding)
+    assert.strictEqual(judge(unanswered, world(66_000, { cloud: cloud({ volumes: [named] }) }))._tag, "Pending")
+    assert.strictEqual(judge(unanswered, world(-5, { cloud: never }))._tag, "Pending")
+  })
+
+  it("whose id was given away and shows no volume is undone by two readings, and asks for another one (S10, S17)", () => {
+    const gone = (after: number) => world(after, { cloud: cloud({ absent: [volume] }) })
+    const first = judge(unanswered, gone(66_000))
+    assert.strictEqual(first._tag, "Uncertain")
+    if (first._tag !== "Uncertain") return
+    const doubted = operation(chosen, {
+      phase: "uncertain",
+      job_id: null,
+      error: first.note,
+      updated_at: iso(T0 + 66_000)
+    })
+    assert.strictEqual(judge(doubted, gone(67_000))._tag, "Uncertain")
+    const undone = judge(doubted, gone(66_000 + limits.loss_confirmation_ms))
+    assert.strictEqual(undone._tag, "NotDone")
+    if (undone._tag === "NotDone") assert.strictEqual(undone.binding?.former_id, volume)
+  })
+
+  it("is held for a person where the volume of that id is not what was to be made (S4)", () => {
+    const wrong = [
+      row({ type: "ROOT" }),
+      row({ name: "other" }),
+      row({ size: 4 * GIB }),
+      row({ zone_id: uuid(8) as ZoneId })
+    ]
+    for (const volume of wrong)
+      assert.strictEqual(
+        judge(unanswered, world(66_000, { cloud: cloud({ volumes: [volume] }) }))._tag,
+        "NeedsOperator"
+      )
+    const theirs = { bound: new Set([volume]), declaration: { ...declaration, binding: unbound } }
+    assert.strictEqual(
+      judge(unanswered, world(66_000, { cloud: cloud({ volumes: [row()] }) }), theirs)._tag,
+      "NeedsOperator"
+    )
+  })
+
+  it("is read from the journal of a version that chose none, as one that is looked for by name (P7)", () => {
+    const { custom_id: _, ...before } = create
+    const old = operation(create, { phase: "submitted", job_id: null, request: before })
+    assert.strictEqual(judge(old, world(66_000, { cloud: cloud({ scope: "all", volumes: [row()] }) }))._tag, "Settled")
   })
 })
 
@@ -481,7 +567,7 @@ describe("exports", () => {
     read_only: false
   }
   const unwanted: Action = { _tag: "Unexport", ...common, volume_id: volume, export_name: name, device: "252:16" }
-  const sections = [{ name, path, read_only: false }]
+  const sections = [sectionOf(name, path, false)]
   const go = (over: object) => [
     {
       name,
@@ -513,6 +599,11 @@ describe("exports", () => {
         "Pending"
       )
     }
+    const half = sections.map((section) => ({ ...section, unfinished: "an include file has it too" }))
+    assert.strictEqual(
+      judge(operation(wanted), world(500, { nbd: nbd({ sections: half, verifications: go({}) }) }))._tag,
+      "Pending"
+    )
     assert.strictEqual(
       judge(operation(wanted), world(20_000, { nbd: nbd({ sections, verifications: go({ outcome: "no_answer" }) }) }))
         ._tag,

@@ -49,6 +49,18 @@ describe("what makes the next pass happen", () => {
     })
   )
 
+  it.effect("a declaration that is gone is backed off from no more", () =>
+    Effect.gen(function* () {
+      const wake = yield* afterFirstPass
+      yield* wake.failed(uid(1), "no")
+      yield* wake.failed(uid(2), "no")
+      yield* wake.gone(uid(1))
+      assert.deepStrictEqual([...(yield* wake.backoff).keys()], [uid(2)])
+      yield* TestClock.adjust("10 seconds")
+      assert.deepStrictEqual(yield* due(wake), [uid(2)])
+    })
+  )
+
   it.effect("volumes in flight are polled together, not one by one", () =>
     Effect.gen(function* () {
       const wake = yield* afterFirstPass

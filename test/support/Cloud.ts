@@ -9,6 +9,7 @@ import { GIB } from "../../schema/Declaration.ts"
 import { GateClosed } from "../../schema/Errors.ts"
 import type { Name, OfferingId, Uid, VmId, ZoneId } from "../../schema/Ids.ts"
 import { limits, type Limits } from "../../schema/Settings.ts"
+import * as Credentials from "../../src/CloudStack/Credentials.ts"
 import * as CloudStackLive from "../../src/CloudStack/Live.ts"
 import * as CloudStackServer from "../../src/Simulation/CloudStackServer.ts"
 import * as Guest from "../../src/Simulation/Guest.ts"
@@ -47,29 +48,39 @@ const gate = (lab: Lab) =>
     reason: Effect.sync(() => lab.hold.reason)
   })
 
-/** Everything but the loop: for a test that wants to write rows first. */
-export const ports = (lab: Lab, database: string = Sqlite.MEMORY) => {
+/** The real client on the lab's CloudStack, its mutations behind the gate. */
+export const cloudstack = (lab: Lab) => {
   const { api_key, secret_key } = lab.world.state.config
-  const cloudstack = CloudStackLive.layer({
+  const credential = {
     api_url: "http://127.0.0.1:8080/client/api",
     api_key: Redacted.make(api_key),
-    secret_key: Redacted.make(secret_key),
+    secret_key: Redacted.make(secret_key)
+  }
+  const known = { credential, zone: World.ZONE_ID, domain: null, source: "the lab" }
+  return CloudStackLive.layer({
+    ...credential,
     project_id: null,
     ca_file: null,
     allow_http: true,
     read_timeout_ms: 10_000,
     call_timeout_ms: 30_000,
     connections: 4
-  }).pipe(Layer.provide(CloudStackServer.layerHttpClient(lab.world)))
-  return Layer.mergeAll(
-    cloudstack,
+  }).pipe(
+    Layer.provide(CloudStackServer.layerHttpClient(lab.world)),
+    Layer.provide(Layer.succeed(Credentials.Credentials, Credentials.fixed(known)))
+  )
+}
+
+/** Everything but the loop: for a test that wants to write rows first. */
+export const ports = (lab: Lab, database: string = Sqlite.MEMORY) =>
+  Layer.mergeAll(
+    cloudstack(lab),
     Guest.layerDevices(lab.world),
     SimulatedNbd.layer(lab.nbd),
     Sql.layer.pipe(Layer.provideMerge(Sqlite.layer(database)))
   ).pipe(Layer.provideMerge(gate(lab)))
-}
 
-export const layer = (lab: Lab, database: string = Sqlite.MEMORY, limit: Partial<Limits> = {}) =>
+export const loop = (limit: Partial<Limits> = {}) =>
   Loop.layer({
     appliance_vm_id: appliance,
     limits: { ...limits, ...limit },
@@ -78,7 +89,10 @@ export const layer = (lab: Lab, database: string = Sqlite.MEMORY, limit: Partial
     resync_busy_ms: 15_000,
     poll_ms: 1_000,
     calls: 3
-  }).pipe(Layer.provideMerge(ports(lab, database)))
+  })
+
+export const layer = (lab: Lab, database: string = Sqlite.MEMORY, limit: Partial<Limits> = {}) =>
+  Layer.provideMerge(loop(limit), ports(lab, database))
 
 const uidOf = (name: string): Uid => {
   const hex = createHash("sha256").update(name).digest("hex")

@@ -8,7 +8,10 @@ import { fileURLToPath } from "node:url"
 const programs: ReadonlyArray<{ readonly program: string; readonly package: string }> = [
   { program: "nbd-server", package: "nbd-server" },
   { program: "nbdinfo", package: "libnbd-bin" },
-  { program: "nbdcopy", package: "libnbd-bin" }
+  { program: "nbdcopy", package: "libnbd-bin" },
+  { program: "mariadbd", package: "mariadb-server-core" },
+  { program: "mariadb-install-db", package: "mariadb-server-core" },
+  { program: "my_print_defaults", package: "mariadb-client-core" }
 ]
 
 export interface Machine {

@@ -3,7 +3,7 @@ import type { Binding, Declaration, Deletion, Spec } from "../../schema/Declarat
 import { GIB, unbound } from "../../schema/Declaration.ts"
 import { exportNameOf, serialOf } from "../../schema/Ids.ts"
 import type { JobId, Name, OfferingId, OperationId, Uid, VmId, VolumeId, ZoneId } from "../../schema/Ids.ts"
-import { known, unread } from "../../schema/Inventory.ts"
+import { known, sectionOf, unread } from "../../schema/Inventory.ts"
 import type {
   BlockDevice,
   CloudReading,
@@ -137,9 +137,7 @@ export const device = (id: VolumeId, letter: string, changes: Partial<BlockDevic
 })
 
 export const section = (id: VolumeId, changes: Partial<NbdSection> = {}): NbdSection => ({
-  name: exportNameOf(id),
-  path: byIdPath(id),
-  read_only: false,
+  ...sectionOf(exportNameOf(id), byIdPath(id), false),
   ...changes
 })
 
@@ -161,7 +159,8 @@ const reading: CloudReading = {
   absent: [],
   unresolved: [],
   vms: [vm(appliance), vm(vmId(1)), vm(vmId(2))],
-  vms_absent: []
+  vms_absent: [],
+  custom_ids: false
 }
 
 const serving: NbdReading = {
@@ -172,6 +171,7 @@ const serving: NbdReading = {
   port: 10809,
   sections: [],
   config_problem: null,
+  narrowings: [],
   loaded: true,
   verifications: [],
   holders: []

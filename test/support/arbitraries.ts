@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto"
 import { FastCheck } from "effect"
 import type { Binding, Declaration, Deletion, Spec } from "../../schema/Declaration.ts"
 import { GIB, unbound } from "../../schema/Declaration.ts"
@@ -97,7 +98,8 @@ const bindingOf = (n: number): FastCheck.Arbitrary<Binding> => {
       null,
       { operation_id: Worlds.operationId(9), type: "attach" },
       { operation_id: Worlds.operationId(9), type: "create" }
-    )
+    ),
+    former_id: mostly<Binding["former_id"]>(null, Worlds.volumeId(99))
   }).map((rest): Binding => ({ volume_id: id, ...rest }))
   return oneof({ weight: 6, arbitrary: bound }, { weight: 1, arbitrary: constant(unbound) })
 }
@@ -216,8 +218,9 @@ const cloudSource: FastCheck.Arbitrary<Inventory["cloud"]> = record({
     "root" as const,
     "root" as const,
     "crowd" as const
-  )
-}).map(({ lost, read, scope, sights, states, twin, zone }) => {
+  ),
+  custom_ids: FastCheck.boolean()
+}).map(({ custom_ids, lost, read, scope, sights, states, twin, zone }) => {
   if (read === "unread") return Worlds.unseen("no answer")
   const id = (n: number) => Worlds.volumeId(n + 1)
   const which = (...kinds: ReadonlyArray<string>) =>
@@ -239,7 +242,8 @@ const cloudSource: FastCheck.Arbitrary<Inventory["cloud"]> = record({
       absent: which("absent", "doubled"),
       unresolved: which("unresolved"),
       vms: lost === "none" ? all : all.slice(0, 2),
-      vms_absent: lost === "one" ? [vms[2]] : []
+      vms_absent: lost === "one" ? [vms[2]] : [],
+      custom_ids
     },
     read === "whole",
     read === "whole" ? null : "the pages do not agree"
@@ -350,6 +354,7 @@ export const inputs: FastCheck.Arbitrary<Plan.Input> = record({
     ).map((action) => Plan.heldKey({ uid, generation, volume_id: binding.volume_id ?? Worlds.volumeId(0), action }))
   )
   return Worlds.input(declarations, inventory, {
+    digest: (text) => createHash("sha256").update(text).digest("hex"),
     operations: operations.flat(),
     limits: narrow,
     destructive_last_hour,
