@@ -38,16 +38,16 @@ export const make = (store: Store["Type"]) => {
     const claims = open.flatMap((call) => {
       const declaration = byUid.get(call.uid)
       const found = declaration === undefined ? null : Call.claim(call, declaration, inventory, open)
-      return found === null ? [] : [{ call, found }]
+      return declaration === undefined || found === null ? [] : [{ call, found, from: declaration.binding }]
     })
-    yield* Effect.forEach(claims, ({ call, found }) => mark(call, found), { discard: true })
+    yield* Effect.forEach(claims, ({ call, found, from }) => mark(call, found, from), { discard: true })
     return claims.length > 0
   })
 
   /** What is claimed, and by whom, is written down together: with the call the claim goes. */
-  const mark = ({ id, phase, status, uid }: Operation, { binding, vm_id }: Call.Claim) =>
+  const mark = ({ id, phase, status, uid }: Operation, { binding, vm_id }: Call.Claim, from: Declaration["binding"]) =>
     store
-      .settle(id, { phase, status, vm_id }, { uid, binding })
+      .settle(id, { phase, status, vm_id }, { uid, binding, from })
       .pipe(Effect.catchTag("PreconditionLost", (error) => Effect.logDebug("a call claims nothing", error.message)))
 
   const children = (call: Operation) =>

@@ -6,6 +6,7 @@ import type * as Case from "./Case.ts"
 import * as Decision from "./Decision.ts"
 import * as Device from "./Device.ts"
 import * as Merge from "./Merge.ts"
+import type { Learned } from "./Store.ts"
 import * as Suspicion from "./Suspicion.ts"
 
 export interface Options {
@@ -25,18 +26,19 @@ export const learn = (
   now: number,
   limits: Limits,
   options: Options = {}
-): ReadonlyArray<{ readonly uid: Uid; readonly binding: Binding }> => {
+): ReadonlyArray<Learned> => {
   const living = declarations.filter((d) => d.removed_at === null)
   const merged = Merge.make(inventory, living)
   const approved = options.approved ?? new Set()
   const { suspect } = Suspicion.make(merged, living, limits, now, approved)
   const world: Case.World = { now, merged, limits, suspect, retrying: () => false, chosenId: () => Merge.unborn }
-  const learned: Array<{ uid: Uid; binding: Binding }> = []
+  const learned: Array<Learned> = []
   for (const declaration of living) {
     if (declaration.binding.volume_id === null) continue
     if (options.only != null && !options.only.has(declaration.uid)) continue
     const binding = about(world, approved, declaration)
-    if (!same(binding, declaration.binding)) learned.push({ uid: declaration.uid, binding })
+    if (!same(binding, declaration.binding))
+      learned.push({ uid: declaration.uid, binding, from: declaration.binding })
   }
   return learned
 }

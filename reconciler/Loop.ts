@@ -190,7 +190,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     verdict: Settle.Verdict,
     binding: Declaration["binding"] | null
   ) {
-    const learned = (binding: Declaration["binding"] | null) => (binding === null ? null : { uid, binding })
+    const learned = (news: Declaration["binding"] | null) =>
+      news === null ? null : { uid, binding: news, ...(binding === null ? {} : { from: binding }) }
     switch (verdict._tag) {
       case "Pending":
         return false
@@ -349,8 +350,12 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
    */
   const look = Effect.fn("Loop.look")(function* (only: ReadonlySet<Uid> | null, why: string) {
     const began = yield* Clock.currentTimeMillis
-    // Conditions as the leader wrote them, so that both show the same times.
-    const read = Effect.zipRight(picture.load, Standing.read(store)).pipe(Effect.timeout(LOOK_MS))
+    // Conditions as the leader wrote them, so that both show the same times; its operations rather than our own.
+    const read = picture.load.pipe(
+      Effect.andThen(execute.forget),
+      Effect.andThen(Standing.read(store)),
+      Effect.timeout(LOOK_MS)
+    )
     const said = yield* Effect.orElse(read, () => Ref.get(known))
     yield* Ref.set(known, said)
     const inventory = yield* observe(only, said.declarations, said.operations)
@@ -510,7 +515,7 @@ const dueAt = (
 const belied = (declarations: ReadonlyArray<Declaration>, plan: Plan, busy: ReadonlySet<Uid>) => {
   const settled = new Set(plan.items.flatMap((item) => (item.settled && !busy.has(item.uid) ? [item.uid] : [])))
   return declarations.flatMap(({ binding, uid }) =>
-    binding.late !== null && settled.has(uid) ? [{ uid, binding: { ...binding, late: null } }] : []
+    binding.late !== null && settled.has(uid) ? [{ uid, binding: { ...binding, late: null }, from: binding }] : []
   )
 }
 

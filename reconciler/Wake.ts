@@ -29,6 +29,8 @@ export interface Backoff {
 }
 
 interface State {
+  /** The clock when it was last asked what is due. */
+  readonly seen_at: number
   readonly full_at: number
   readonly poll_at: number
   readonly last_pass_at: number
@@ -40,6 +42,7 @@ interface State {
 }
 
 const start: State = {
+  seen_at: 0,
   full_at: 0,
   poll_at: 0,
   last_pass_at: 0,
@@ -171,8 +174,25 @@ const readyAt = (s: State, now: number): ReadonlySet<Uid> | null | undefined => 
   return union(union(s.due, retry), poll ? [...s.flight] : [])
 }
 
+/** A clock that was set back: what is to come was reckoned by what it showed then, so that all is looked at now (T1). */
+const reckoned = (s: State, now: number): State => {
+  if (now >= s.seen_at) return { ...s, seen_at: now }
+  const latest = now + BACKOFF_LONGEST_MS
+  const sooner = (entry: Backoff): Backoff => ({ ...entry, retry_at: Math.min(entry.retry_at, latest) })
+  return {
+    ...s,
+    seen_at: now,
+    full_at: 0,
+    poll_at: 0,
+    last_pass_at: Math.min(s.last_pass_at, now),
+    backoff: new Map([...s.backoff].map(([uid, entry]) => [uid, sooner(entry)])),
+    retry: new Map([...s.retry].map(([uid, at]) => [uid, Math.min(at, latest)]))
+  }
+}
+
 /** What is ready, and the state in which it is no longer waited for. */
-const taken = (s: State, now: number): [readonly [ReadonlySet<Uid> | null | undefined, State], State] => {
+const taken = (before: State, now: number): [readonly [ReadonlySet<Uid> | null | undefined, State], State] => {
+  const s = reckoned(before, now)
   const ready = readyAt(s, now)
   if (ready === undefined) return [[ready, s], s]
   const retry = new Map([...s.retry].filter(([, at]) => at > now))

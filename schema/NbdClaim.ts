@@ -49,7 +49,7 @@ export const narrowings = (
     names(document).map((name) => ({ name, authfile: NbdConfig.valueOf(document, name, "authfile") }))
   )
   const open = authfiles.filter(({ authfile }) => authfile === null)
-  const ruled = authfiles.filter(({ authfile }) => authfile !== null && !authfile.startsWith(`${settings.acl_dir}/`))
+  const ruled = authfiles.filter(({ authfile, name }) => authfile !== null && !isOurs(settings.acl_dir, name, authfile))
   const admits = `NBD_ALLOW=${settings.allow.join(",")}: once claimed, clients at other addresses are denied`
   return [
     ...NbdConfig.narrowedListening(main, settings),
@@ -58,6 +58,12 @@ export const narrowings = (
       ? []
       : [`${admits} in ${listed(ruled)}, where now an authfile of its own says who is admitted`])
   ]
+}
+
+/** Its own name's file, or the one that stands for a name which no file can bear. */
+const isOurs = (acl_dir: string, name: string, authfile: string): boolean => {
+  const file = authfile.startsWith(`${acl_dir}/`) ? authfile.slice(acl_dir.length + 1) : ""
+  return file === NbdName.textOf(name) || /^_[0-9a-f]{32}$/.test(file)
 }
 
 const listed = (sections: ReadonlyArray<{ readonly name: string }>): string => {

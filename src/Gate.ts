@@ -42,7 +42,7 @@ export const layer = (
   )
 
 /** Only a file that is proven absent leaves the gate open; a dangling link or one that cannot be looked at closes it. */
-const heldBy = (file: string): string | null => {
+export const heldBy = (file: string): string | null => {
   try {
     // Throws for every problem but absence, which a missing directory on the way is too.
     if (Fs.lstatSync(file, { throwIfNoEntry: false }) === undefined) return null

@@ -1,6 +1,5 @@
 import * as HttpClient from "@effect/platform/HttpClient"
 import { Clock, type Context, Effect, Either } from "effect"
-import { readFile } from "node:fs/promises"
 import { createServer } from "node:net"
 import { type CloudPlace, CloudStackRead } from "../../reconciler/CloudStack.ts"
 import { Devices } from "../../reconciler/Devices.ts"
@@ -8,6 +7,7 @@ import { Nbd } from "../../reconciler/Nbd.ts"
 import type { CloudStackUnavailable, Misconfigured } from "../../schema/Errors.ts"
 import type { NbdReading } from "../../schema/Inventory.ts"
 import type { Settings } from "../../schema/Settings.ts"
+import * as Gate from "../Gate.ts"
 import * as Layers from "../Layers.ts"
 import * as SettingsFrom from "../Settings.ts"
 import * as DefaultZone from "../CloudStack/DefaultZone.ts"
@@ -66,32 +66,23 @@ const ofSettings = Effect.fn("Doctor.ofSettings")(function* (
   if (Either.isLeft(settings)) return misconfigured(settings.left)
   const found = settings.right
   const stored = yield* DatabaseCheck.check(found, daemonUp)
-  const local = yield* Effect.all([
-    holdFile(found.hold_file),
-    ...found.listen.map((address) => port(address, daemonUp))
-  ])
+  const ports = yield* Effect.forEach(found.listen, (address) => port(address, daemonUp))
   const seen = yield* witnesses(found).pipe(
     Effect.provide(Layers.looking(found, { version: Package.version(), stop_nbd: false })),
     Effect.catchTag("Misconfigured", (error) => Effect.succeed(misconfigured(error)))
   )
-  return [ok("settings", "complete"), ...stored, ...local, ...seen]
+  return [ok("settings", "complete"), ...stored, holdFile(found.hold_file), ...ports, ...seen]
 })
 
 const misconfigured = (error: Misconfigured): ReadonlyArray<Finding> =>
   error.problems.map(({ key, problem, example }) => fail("settings", clean(`${key}: ${problem}`), example))
 
-const readText = (path: string): Effect.Effect<string | null> =>
-  Effect.orElseSucceed(
-    Effect.tryPromise(() => readFile(path, "utf8")),
-    () => null
-  )
-
-const holdFile = Effect.fn("Doctor.holdFile")(function* (path: string) {
-  const reason = yield* readText(path)
+const holdFile = (path: string): Finding => {
+  const reason = Gate.heldBy(path)
   return reason === null
     ? ok("hold file", `${path} is absent`)
-    : fail("hold file", clean(`${path} keeps volumed from acting: ${reason.trim().slice(0, 200)}`), `rm ${path}`)
-})
+    : fail("hold file", clean(`${reason}: volumed does not act`), `rm ${path}`)
+}
 
 /** More than this and signatures that are valid for a minute are refused. */
 const SKEW_MS_MAX = 30_000

@@ -4,13 +4,14 @@ import { CloudStackRead } from "../../reconciler/CloudStack.ts"
 import { Devices } from "../../reconciler/Devices.ts"
 import { Nbd } from "../../reconciler/Nbd.ts"
 import type * as Api from "../../schema/Api.ts"
-import { CloudStackUnavailable, Misconfigured, NbdUnavailable } from "../../schema/Errors.ts"
+import { CloudStackUnavailable, Misconfigured, NbdUnavailable, PreconditionLost } from "../../schema/Errors.ts"
 import type { NbdReading } from "../../schema/Inventory.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import type { ApplyRequest } from "../Client/Client.ts"
 import * as OldTables from "../Import/Tables.ts"
 import * as Layers from "../Layers.ts"
 import * as ConfigFile from "../Nbd/ConfigFile.ts"
+import * as Includes from "../Nbd/Includes.ts"
 import * as SettingsFrom from "../Settings.ts"
 import * as Dsn from "../Store/Dsn.ts"
 import type { Invocation } from "./Arguments.ts"
@@ -41,7 +42,8 @@ export const importOld = Effect.fn("Import.importOld")(function* (invocation: In
     terminal: false
   })
   const declared = yield* declaredNow(dryRun)
-  const report = yield* compared(settings, yield* source(invocation, settings), declared)
+  const from = yield* source(invocation, settings)
+  const report = yield* compared(settings, from, declared)
   const batches = declared === null ? [] : inBatches(report.proven)
   // All of them are refused or planned before the first is stored.
   const planned = yield* Effect.forEach(batches, client.planFor)
@@ -56,11 +58,22 @@ export const importOld = Effect.fn("Import.importOld")(function* (invocation: In
   else yield* output.note(ImportText.report(report, output.notePaint))
   yield* Effect.forEach(planned, Change.preview)
   yield* Confirm.ask(`Declare these ${report.proven.length} volumes (set ${SET})?`)
+  yield* stillSo(report, yield* compared(settings, from, yield* declaredNow(false)))
   const applied = yield* Effect.forEach(batches, (batch) => client.apply(batch))
   const created = applied.flatMap((answer) => answer.created)
   yield* show({ ...report, applied: { created } }, () => ImportText.stored(created.length))
   return doubtful(report)
 })
+
+/** The question may have stood for hours: a disk that somebody detached meanwhile would be attached again. */
+const stillSo = (shown: Import.Report, now: Import.Report): Effect.Effect<void, PreconditionLost> => {
+  const wishes = ({ proven }: Import.Report) => new Set(proven.map(({ declaration }) => JSON.stringify(declaration)))
+  const [asked, proven] = [wishes(shown), wishes(now)]
+  const differ = [...asked].filter((wish) => !proven.has(wish)).length || proven.size - asked.size
+  if (differ === 0) return Effect.void
+  const detail = `${differ} of the volumes changed since they were compared, and nothing was declared: import again`
+  return Effect.fail(new PreconditionLost({ detail }))
+}
 
 /** What is compared here is declared there: both must mean the same machine. */
 const samePlace = ({ appliance_vm_id }: Api.Place, settings: Settings) =>
@@ -157,7 +170,8 @@ const legible = Effect.fnUntraced(function* (settings: Settings, nbd: NbdReading
   const file = yield* ConfigFile.read(ConfigFile.disk, settings.nbd.config)
   const broken = file._tag === "Broken" ? `it is broken (${file.problem})` : null
   const foreign = nbd.server.state === "foreign" ? nbd.server.problem : null
-  const problem = nbd.config_problem ?? broken ?? foreign
+  const included = file._tag === "Sound" ? (yield* Includes.read(ConfigFile.disk, file.document)).problem : null
+  const problem = nbd.config_problem ?? broken ?? included ?? foreign
   if (problem === null) return
   const detail = `${settings.nbd.config}: ${problem}. Mend that first, or give NBD_CONFIG the file that is served from`
   return yield* new NbdUnavailable({ detail })

@@ -59,6 +59,7 @@ const underWay = Effect.fnUntraced(function* (what: What) {
     ...deletions(seen.volumes),
     ...maintenance(seen.maintenance, actor),
     ...notices(seen.plan.plan.notices),
+    ...(what === "reboot" ? unseen(seen.exports, seen.plan.sources) : []),
     ...clients(seen.exports.exports, seen.volumes, what),
     ...(what === "reboot" ? letters(seen.exports.exports) : [])
   ]
@@ -160,6 +161,13 @@ const notices = (all: ReadonlyArray<Blocked>): ReadonlyArray<Finding.Finding> =>
 
 const isGrave = ({ category, reason }: Blocked): boolean =>
   reason !== "Maintenance" && (category === "blocked" || category === "error")
+
+/** Right after its start the daemon has not looked yet, and what it could not look at is not empty. */
+const unseen = ({ server }: Api.Exports, { nbd }: Api.Sources): ReadonlyArray<Finding.Finding> => {
+  if (server.state !== "unknown" && nbd.state === "known") return []
+  const why = clean(nbd.message ?? "the NBD server has not been read yet")
+  return [fail("NBD clients", `who is connected is not known: ${why}`, "volumed doctor, then ask again")]
+}
 
 /** A client outlives the daemon, for the NBD server is a process of its own; it does not outlive the appliance. */
 const clients = (

@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto"
-import { Clock, Effect, Either } from "effect"
+import { Clock, Effect } from "effect"
 import { existsSync } from "node:fs"
 import { CloudStackRead } from "../../reconciler/CloudStack.ts"
 import * as Declare from "../../reconciler/Declare.ts"
@@ -11,9 +11,9 @@ import type { Declaration } from "../../schema/Declaration.ts"
 import { Uid } from "../../schema/Ids.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as DefaultZone from "../CloudStack/DefaultZone.ts"
+import * as Gate from "../Gate.ts"
 import * as PlanAnswer from "../Http/PlanAnswer.ts"
 import * as Layers from "../Layers.ts"
-import * as File from "../Settings/File.ts"
 import * as SettingsFrom from "../Settings.ts"
 import * as Dsn from "../Store/Dsn.ts"
 import * as Sql from "../Store/Sql.ts"
@@ -63,7 +63,7 @@ const planned = Effect.fn("Standalone.planned")(function* (settings: Settings, s
     inventory,
     limits,
     backoff: new Map(),
-    hold: Either.getOrElse(File.read(settings.hold_file), () => null),
+    hold: Gate.heldBy(settings.hold_file),
     digest: Layers.digest
   })
   const place = yield* PlanAnswer.site(settings, yield* CloudStackRead).place

@@ -24,7 +24,8 @@ const BEATS_MISSED_MAX = 3
  * offering and zone can be checked. Everybody may read this, so that it names states, and neither addresses, paths nor anybody's words.
  */
 export const make = (
-  settings: Pick<Settings, "sandbox"> & { readonly insecure: ReadonlyArray<string> },
+  settings: Pick<Settings, "sandbox"> &
+    Partial<Pick<Settings, "dry_run">> & { readonly insecure: ReadonlyArray<string> },
   version: string
 ) =>
   Effect.fnUntraced(function* () {
@@ -57,13 +58,16 @@ export const make = (
         ...standing(role),
         sandbox: String(settings.sandbox),
         tokens: (yield* Effect.flatMap(Tokens, ({ problem }) => problem)) ?? "",
-        hold: hold && role._tag === "Leading" ? "the hold file is there: nothing is changed" : "",
+        hold: hold && role._tag === "Leading" ? `${held(settings)}: nothing is changed` : "",
         maintenance: database.maintenance ? "a maintenance is going on: version 1 writes are refused" : "",
         version
       }
     }
     return accepted ? { status: 200, body } : unavailable(body)
   })
+
+const held = ({ dry_run }: Partial<Pick<Settings, "dry_run">>) =>
+  dry_run === true ? "a dry run" : "the hold file is there"
 
 /** A leader's name holds that of its host, so that it is not told here; `STANDBY` answers tell it. */
 const standing = (role: Role) => {

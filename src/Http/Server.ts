@@ -40,6 +40,7 @@ export class Server extends Context.Tag("volumed/Http/Server")<
 >() {}
 
 export type Options = Pick<Settings, "sandbox" | "resync_idle_ms" | "rate_limit"> &
+  Partial<Pick<Settings, "dry_run">> &
   Listener.Options &
   Writes.Rules &
   Asking.Rules & {

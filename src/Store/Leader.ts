@@ -278,7 +278,8 @@ const lead = Effect.fnUntraced(function* (candidate: Candidate, seat: Seat.Seat,
   const { become, believe, options, pool } = candidate
   const reign: { term: number | null; event: number } = { term: null, event: 0 }
   yield* Effect.addFinalizer(() =>
-    become({ _tag: "Unreachable", detail: "this process has given up the lock" }).pipe(
+    // Who never led tells nothing new: each role wakes the loop, and one that takes no term is tried every second (S22).
+    (reign.term === null ? Effect.void : become(GIVEN_UP)).pipe(
       Effect.andThen(Effect.ignore(Effect.interruptible(seat.ask("SELECT RELEASE_LOCK(?)", [lock], RELEASE_MS))))
     )
   )
@@ -350,6 +351,8 @@ const refusing = (error: Misconfigured) =>
     problem: "refused",
     cause: error
   })
+
+const GIVEN_UP: Role = { _tag: "Unreachable", detail: "this process has given up the lock" }
 
 const LAPSED: Role = { _tag: "Unreachable", detail: "the lock was not confirmed in time" }
 

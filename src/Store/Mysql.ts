@@ -71,6 +71,8 @@ export const options = (target: Target): Mysql.ConnectionOptions => ({
   dateStrings: true,
   supportBigNumbers: true,
   maxPreparedStatements: 256,
+  // Names of columns would become part of code otherwise, and they may be somebody else's.
+  disableEval: true,
   ...(target.tls === null ? {} : encrypted(target, target.tls))
 })
 

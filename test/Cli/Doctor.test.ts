@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as Fake from "../CloudStack/FakeCloudStack.ts"
@@ -41,6 +41,28 @@ describe("doctor", () => {
       assert.match(careless, /^warn +clock +CloudStack's clock could not be read/mu)
       assert.match(careless, /^fail +CloudStack +/mu)
       assert.strictEqual(cloud.calls.length, called, "nothing reaches a server that nobody vouches for")
+    })
+  )
+
+  it.scopedLive("finds the daemon held by whatever bears the hold file's name, as the daemon does", () =>
+    Effect.gen(function* () {
+      const dir = yield* Effect.acquireRelease(
+        Effect.sync(() => mkdtempSync(join(tmpdir(), "volumed-doctor-"))),
+        (made) => Effect.sync(() => rmSync(made, { recursive: true, force: true }))
+      )
+      const hold = join(dir, "hold")
+      symlinkSync(join(dir, "nowhere"), hold)
+      const env = {
+        DATABASE_DSN: `sqlite:${join(dir, "volumed.db")}`,
+        STATE_DIR: dir,
+        HOLD_FILE: hold,
+        CLOUDSTACK_API_URL: "http://127.0.0.1:9/client/api",
+        CLOUDSTACK_API_KEY: "key",
+        CLOUDSTACK_SECRET_KEY: "secret",
+        APPLIANCE_VM_ID: "8a4400e5-c92a-4bc4-8bff-4b6b0b6a018c"
+      }
+      const { stdout } = yield* Effect.promise(() => Child.run(["doctor"], { env }))
+      assert.match(stdout, /^fail +hold file +the hold file \S+ is there/mu)
     })
   )
 })

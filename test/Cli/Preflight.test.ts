@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
-import type { ExportAnswer, Health, MaintenanceAnswer, OperationAnswer } from "../../schema/Api.ts"
+import type { ExportAnswer, Exports, Health, MaintenanceAnswer, OperationAnswer, Sources } from "../../schema/Api.ts"
 import type { OperationId, Uid, VolumeId } from "../../schema/Ids.ts"
 import * as Preflight from "../../src/Cli/Preflight.ts"
 import type { Client } from "../../src/Client/Client.ts"
@@ -75,6 +75,8 @@ interface Seen {
   readonly maintenance?: MaintenanceAnswer
   readonly plan?: Parameters<typeof Fake.dryRun>[0]
   readonly exports?: ReadonlyArray<ExportAnswer>
+  readonly server?: Partial<Exports["server"]>
+  readonly sources?: Partial<Sources>
 }
 
 const known = (seen: Seen): Partial<Client> => ({
@@ -83,8 +85,11 @@ const known = (seen: Seen): Partial<Client> => ({
   operations: ({ status } = {}) =>
     Effect.succeed({ items: (seen.operations ?? []).filter((one) => one.status === status), next: null }),
   maintenance: Effect.succeed(seen.maintenance ?? { maintenance: null, withheld: [] }),
-  plan: Effect.succeed(Fake.dryRun(seen.plan)),
-  exports: Effect.succeed({ server, count: 1, exports: seen.exports ?? [served()] })
+  plan: Effect.sync(() => {
+    const plan = Fake.dryRun(seen.plan)
+    return { ...plan, sources: { ...plan.sources, ...seen.sources } }
+  }),
+  exports: Effect.succeed({ server: { ...server, ...seen.server }, count: 1, exports: seen.exports ?? [served()] })
 })
 
 const asked = (what: "restart" | "upgrade" | "reboot", seen: Seen = {}) => {
@@ -198,6 +203,16 @@ describe("preflight", () => {
       "wait for the transfer, or: volumed retry disk --end-clients"
     )
   })
+
+  it.effect("does not take clients that could not be seen for none (S17)", () =>
+    Effect.gen(function* () {
+      const unread = { exports: [], server: { state: "unknown" } } as const
+      yield* waits(["reboot"], unread, /who is connected is not known/u, "volumed doctor")
+      const nbd = { state: "incomplete", at, message: "a process could not be read" } as const
+      const partial = { exports: [], sources: { nbd } }
+      yield* waits(["reboot"], partial, /not known: a process could not be read/u, "volumed doctor")
+    })
+  )
 
   it.effect("names exports by letter, which a reboot may turn into another disk's (D11)", () => {
     const foreign = served({ id: "old", volume_id: "", device_path: "/dev/vdc", by_id_path: "/dev/vdc" })

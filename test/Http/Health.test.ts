@@ -113,6 +113,16 @@ describe("GET /health", () => {
     })
   )
 
+  it.scopedLive("calls a dry run one, and no hold file", () =>
+    Effect.gen(function* () {
+      const server = yield* start({ dry_run: true })
+      server.world.hold = "this is a dry run"
+      const { body, status } = yield* health(server)
+      assert.strictEqual(`${status} ${String(body["status"])}`, "200 degraded")
+      assert.strictEqual((body["details"] as Record<string, string>)["hold"], "a dry run: nothing is changed")
+    })
+  )
+
   it.scopedLive("is degraded by a hold, or a source that is not whole, and takes writes nevertheless", () =>
     Effect.gen(function* () {
       const server = yield* start()

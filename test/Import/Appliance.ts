@@ -3,6 +3,8 @@ import { Effect, type Scope } from "effect"
 import { execFile, spawn } from "node:child_process"
 import { once } from "node:events"
 import * as Fs from "node:fs"
+import { createServer } from "node:http"
+import type { AddressInfo } from "node:net"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { promisify } from "node:util"
@@ -17,6 +19,8 @@ export interface Appliance {
   readonly vms: ReadonlyArray<string>
   /** Made and attached by hand, not through anything that is tested; on no VM where none is named. */
   readonly volume: (name: string, vm: string | null) => Effect.Effect<VolumeId>
+  /** By hand, too. */
+  readonly detach: (id: VolumeId) => Effect.Effect<void>
   /** The kernel's name of the volume's disk, once it is here. */
   readonly diskOf: (id: VolumeId) => Effect.Effect<string>
   /** Starts a real nbd-server with this file, as the older daemon left it. */
@@ -82,6 +86,11 @@ export const make: Effect.Effect<Appliance, never, Scope.Scope> = Effect.gen(fun
       if (vm !== null) yield* act({ act: "attach", volume_id, vm_id: vm })
       return volume_id
     }),
+    detach: (volume_id) =>
+      Effect.gen(function* () {
+        yield* act({ act: "detach", volume_id })
+        yield* eventually("its disk is gone", () => disk(env["SYS_BLOCK_DIR"] ?? "", volume_id) === null || null)
+      }),
     diskOf: (id) => eventually(`the disk of ${id}`, () => disk(env["SYS_BLOCK_DIR"] ?? "", id)),
     serve: (text) =>
       Effect.gen(function* () {
@@ -129,6 +138,32 @@ export const make: Effect.Effect<Appliance, never, Scope.Scope> = Effect.gen(fun
       })
   }
 })
+
+/** A way to the daemon on which something happens once, right after the first answer to such a request; its URL. */
+export const between = (daemon: string, asked: RegExp, happens: Effect.Effect<void>) =>
+  Effect.acquireRelease(
+    Effect.promise(async () => {
+      let happened = false
+      const proxy = createServer(async (request, response) => {
+        const { headers, method = "GET", url = "" } = request
+        const parts: Array<Buffer> = []
+        for await (const part of request) parts.push(part as Buffer)
+        const body = Buffer.concat(parts)
+        const { host: _, ...sent } = headers as Record<string, string>
+        const answer = await fetch(new URL(url, daemon), { method, headers: sent, ...(body.length > 0 && { body }) })
+        const said = Buffer.from(await answer.arrayBuffer())
+        if (asked.test(url) && !happened) {
+          happened = true
+          await Effect.runPromise(happens)
+        }
+        response.writeHead(answer.status, { "content-type": answer.headers.get("content-type") ?? "" }).end(said)
+      })
+      proxy.listen(0, "127.0.0.1")
+      await once(proxy, "listening")
+      return proxy
+    }),
+    (proxy) => Effect.sync(() => proxy.close())
+  ).pipe(Effect.map((proxy) => `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`))
 
 interface Truth {
   readonly volumes: ReadonlyArray<{ readonly vm_id: string | null }>

@@ -255,6 +255,15 @@ describe("volumed import", () => {
         assert.strictEqual(broken.code, 1, broken.stdout)
         assert.match(broken.stderr, /it is broken \(/u)
 
+        // A section that stands in an included file nobody can read is not known to be none (N9).
+        const included = join(site.dir, "nbd", "conf.d")
+        Fs.mkdirSync(included, { mode: 0o755 })
+        Fs.writeFileSync(join(included, "legacy.conf"), section.replace("exportname =", "exportname"))
+        Fs.writeFileSync(file, whole.replace(section, `includedir = ${included}\n`))
+        const hidden = yield* run("--dry-run")
+        assert.strictEqual(hidden.code, 1, hidden.stdout)
+        assert.match(hidden.stderr, /legacy\.conf, line 2/u)
+
         Fs.writeFileSync(file, whole)
         const looked = yield* run("--dry-run")
         assert.strictEqual(looked.code, 2, looked.stdout + looked.stderr)
@@ -283,6 +292,38 @@ describe("volumed import", () => {
         assert.strictEqual(elsewhere.code, 1, elsewhere.stdout)
         assert.include(elsewhere.stderr, `the daemon works for the appliance ${appliance}`)
         assert.deepStrictEqual(json(yield* site.volumed(["get", "-o", "json"], { VOLUMED_SERVER })), { items: [] })
+      }),
+    60_000
+  )
+
+  it.scoped(
+    "declares nothing when what it proved is not so any more as it begins to write (M6)",
+    () =>
+      Effect.gen(function* () {
+        const site = yield* Appliance.make
+        const appliance = site.env["APPLIANCE_VM_ID"] ?? ""
+        const volume = yield* site.volume("one", appliance)
+        yield* site.diskOf(volume)
+        const tables = join(site.dir, "old.db")
+        const database = new Database(tables)
+        database.exec("CREATE TABLE ossea_volumes (volume_id TEXT)")
+        database.exec(`INSERT INTO ossea_volumes VALUES ('${volume}')`)
+        database.close()
+        const settings = { DATABASE_DSN: `sqlite:${join(site.dir, "state", "volumed.db")}` }
+        const daemon = yield* site.daemon(settings)
+        // Somebody detaches it while the plan is looked at.
+        const between = yield* Appliance.between(daemon, /^\/api\/v2\/plan$/u, site.detach(volume))
+        const run = (server: string) =>
+          site.volumed(["import", "--from", `sqlite:${tables}`, "--yes"], { ...settings, VOLUMED_SERVER: server })
+        const changed = yield* run(between)
+        assert.strictEqual(changed.code, 1, changed.stdout)
+        assert.match(changed.stderr, /changed/u)
+        const VOLUMED_SERVER = daemon
+        assert.deepStrictEqual(json(yield* site.volumed(["get", "-o", "json"], { VOLUMED_SERVER })), { items: [] })
+        const again = yield* run(daemon)
+        assert.include(again.stdout, "on no VM")
+        assert.strictEqual(again.code, 0, again.stderr)
+        assert.deepStrictEqual((yield* site.ledger).violations, [])
       }),
     60_000
   )

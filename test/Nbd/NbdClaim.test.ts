@@ -116,6 +116,17 @@ describe("what explicit settings take away", () => {
     assert.match(ruled ?? "", /\[B\], where now an authfile/)
   })
 
+  it("is said of a section of somebody's whose authfile lies beside ours, and not of ours", () => {
+    const hashed = "_0123456789abcdef0123456789abcdef"
+    const beside = parsed(
+      `[generic]\n[old]\nexportname = /dev/vdb\nauthfile = /etc/nbd-server/acl/hosts\n` +
+        `[a/b]\nexportname = /dev/vdc\nauthfile = /etc/nbd-server/acl/${hashed}\n`
+    )
+    const said = NbdClaim.narrowings(beside, [], settings({ allow: true }))
+    assert.lengthOf(said, 1)
+    assert.match(said[0] ?? "", /denied in \[old\], where now an authfile/)
+  })
+
   it("names at most a few", () => {
     const many = Array.from({ length: 40 }, (_, i) => `[s${i}]\nexportname = /dev/x\n`).join("")
     const said = NbdClaim.narrowings(parsed(`[generic]\n${many}`), [], settings({ allow: true })).join()

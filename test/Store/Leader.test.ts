@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Context, Effect, Exit, Layer, Logger, LogLevel, Schedule, Scope } from "effect"
+import { Context, Effect, Exit, Fiber, Layer, Logger, LogLevel, Schedule, Scope, Stream } from "effect"
 import { buildSync } from "esbuild"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
@@ -190,6 +190,32 @@ describe("a database that", () => {
       yield* server.start
       assert.strictEqual(termOf(yield* until(a, "Leading")), 2)
       assert.deepStrictEqual(yield* names(a), ["disk-1"])
+    })
+  )
+
+  it.scopedLive("takes no writes is one and the same outage, however often it is tried (B3, S22)", () =>
+    Effect.gen(function* () {
+      const target = yield* server.database()
+      const a = yield* join(target)
+      const only = (on: 0 | 1) => server.query("", `SET GLOBAL read_only = ${on}`)
+      yield* Effect.addFinalizer(() => Effect.orDie(only(0)))
+      yield* only(1)
+      yield* server.query("", `KILL ${yield* holderOf(target)}`)
+      yield* a.role.pipe(
+        Effect.repeat({
+          schedule: Schedule.spaced(10),
+          until: (role) => role._tag === "Unreachable" && role.detail.includes("read-only")
+        }),
+        Effect.timeout(GIVE_UP)
+      )
+      const told = yield* Effect.fork(Stream.runCollect(Stream.take(a.roles, 2)))
+      yield* Effect.sleep(3_000)
+      yield* only(0)
+      const roles = yield* Effect.timeout(Fiber.join(told), GIVE_UP)
+      assert.deepStrictEqual(
+        [...roles].map(({ _tag }) => _tag),
+        ["Unreachable", "Leading"]
+      )
     })
   )
 

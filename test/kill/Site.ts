@@ -12,7 +12,6 @@ import * as Chance from "./Chance.ts"
 
 /** The machines of one scenario: a CloudStack with its guest, a daemon, an NBD server and, where wanted, a MariaDB. */
 export interface Site {
-  readonly directory: string
   /** Where the daemon's HTTP is at the moment; null while none is ready. */
   readonly origin: () => string | null
   readonly nbd: Processes.Place
@@ -119,7 +118,6 @@ const siteIn = ({ directory, nbd, dsn, database, children }: Parts): Site => {
   let sandbox: Child.Child | null = null
   let daemon: { readonly child: Child.Child; origin: string | null } | null = null
   return {
-    directory,
     nbd,
     database,
     origin: () => (daemon?.child.running() === true ? daemon.origin : null),

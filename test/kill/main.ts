@@ -4,7 +4,8 @@ import * as Scenario from "./Scenario.ts"
 
 /**
  * `npm run test:kill`: what the issue asks for. `npm run test:kill -- daemon:20:sqlite:7` replays one world: whose
- * processes are killed, how often, on which database, from which seed.
+ * processes are killed, how often, on which database, from which seed. `PARALLEL` says how many worlds there are at one
+ * time; with `KEEP` set their directories, the daemons' logs in them, stay.
  */
 const KILLS = 20
 

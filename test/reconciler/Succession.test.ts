@@ -290,3 +290,32 @@ it.effect(
       assert.strictEqual(yield* attached, Cloud.appliance)
     }).pipe(Effect.scoped, Effect.withRandom(Random.make("outage")))
 )
+
+it.effect("a standby that has led names the newest operation of the leader, not its own (S7)", () =>
+  Effect.gen(function* () {
+    yield* TestClock.setTime(Cloud.START)
+    const lab = Cloud.make()
+    const sql = yield* database
+    const election: Election = { term: 0 }
+    const a = yield* controller(lab, sql, election, untroubled)
+    const b = yield* controller(lab, sql, election, untroubled)
+    yield* lead(election, a)
+    const { uid } = yield* declare(a, "disk")
+    assert.isAtLeast(yield* Cloud.until(settledIn(a), 120_000, 1_000), 0)
+    const newest = Effect.map(a.store.operations({ limit: 1 }), ({ items }) => items[0]?.id)
+    const own = yield* newest
+    const shown = Effect.map(a.reconciler.view, ({ statuses }) => statuses.get(uid)?.last_operation_id)
+    assert.strictEqual(yield* shown, own)
+
+    yield* a.believe(standby)
+    yield* lead(election, b)
+    const now = yield* Clock.currentTimeMillis
+    const disk = lab.world.truth(now).volumes.find(({ name }) => name === "disk")
+    lab.world.act({ act: "detach", volume_id: disk?.id ?? "" }, now)
+    const again = Effect.map(newest, (id) => id !== own)
+    assert.isAtLeast(yield* Cloud.until(Effect.orDie(again), 300_000, 1_000), 0)
+    assert.isAtLeast(yield* Cloud.until(settledIn(b), 300_000, 1_000), 0)
+    yield* Cloud.pass(120_000, 1_000)
+    assert.strictEqual(yield* shown, yield* newest)
+  }).pipe(Effect.scoped, Effect.withRandom(Random.make("newest")))
+)

@@ -94,6 +94,21 @@ describe("what makes the next pass happen", () => {
     })
   )
 
+  it.effect("a clock that is set back puts off neither a pass nor a back-off by what it was set back (T1, L5)", () =>
+    Effect.gen(function* () {
+      yield* TestClock.setTime(7_200_000)
+      const wake = yield* afterFirstPass
+      yield* wake.failed(uid(1), "no")
+      yield* TestClock.setTime(3_600_000)
+      assert.strictEqual(yield* due(wake), "everything")
+      assert.isAtMost((yield* wake.backoff).get(uid(1))?.retry_at ?? 0, 3_600_000 + 300_000)
+      yield* wake.passed({ full: true, only: null, flight: none, unwell: false, due_at: null })
+      assert.strictEqual(yield* due(wake), "nothing", "once, and not hot")
+      yield* TestClock.adjust("67 seconds")
+      assert.strictEqual(yield* due(wake), "everything")
+    })
+  )
+
   it.effect("a wish for everything during a full pass is not lost (L5)", () =>
     Effect.gen(function* () {
       const wake = yield* Wake.make(settings)
