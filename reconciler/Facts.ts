@@ -37,8 +37,7 @@ export const learn = (
     if (declaration.binding.volume_id === null) continue
     if (options.only != null && !options.only.has(declaration.uid)) continue
     const binding = about(world, approved, declaration)
-    if (!same(binding, declaration.binding))
-      learned.push({ uid: declaration.uid, binding, from: declaration.binding })
+    if (!same(binding, declaration.binding)) learned.push({ uid: declaration.uid, binding, from: declaration.binding })
   }
   return learned
 }

@@ -258,6 +258,8 @@ export class Store extends Context.Tag("volumed/reconciler/Store")<
     readonly describe: Effect.Effect<
       {
         readonly engine: string
+        /** A write would be taken, as far as the server is concerned. */
+        readonly writable: boolean
         /** An acknowledged commit survives a crash and a power cut. */
         readonly durable: boolean
         /** Why it may not, a sentence each with what to set. */

@@ -27,6 +27,9 @@ const script = (machine: Machine, name: string, body: string) =>
     await chmod(join(machine.path, name), 0o755)
   })
 
+const programs = ["nbd-server", "nbdinfo", "nbdcopy", "mariadbd", "mariadb-install-db", "my_print_defaults"]
+const packages = "nbd-server libnbd-bin mariadb-server-core mariadb-client-core"
+
 /** Logs each call beside the policy that holds meanwhile; after a fetched list, or at once, `install` brings everything. */
 const aptGet = (machine: Machine, { needsLists = false, fails = false } = {}) =>
   script(
@@ -38,7 +41,7 @@ grep exit policy-rc.d >>policies || echo none >>policies
 case "$*" in
   *update*) touch lists ;;
   *) ${needsLists ? "[ -e lists ] || exit 100" : ":"}
-     ${fails ? "echo no space left; exit 100" : "for name in nbd-server nbdinfo nbdcopy; do touch $name; chmod 755 $name; done"} ;;
+     ${fails ? "echo no space left; exit 100" : `for name in ${programs.join(" ")}; do touch $name; chmod 755 $name; done`} ;;
 esac`
   )
 
@@ -55,7 +58,7 @@ describe("Programs", () => {
       yield* aptGet(here)
       yield* ensure(here)
       assert.deepStrictEqual(yield* calls(here), [
-        "-q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 install --no-install-recommends nbd-server libnbd-bin"
+        `-q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 install --no-install-recommends ${packages}`
       ])
       assert.strictEqual(yield* read(here, "policies"), "exit 101\n")
       assert.isNull(yield* read(here, "policy-rc.d"))
@@ -65,7 +68,7 @@ describe("Programs", () => {
   it.scoped("does nothing where everything is there", () =>
     Effect.gen(function* () {
       const here = yield* machine
-      for (const name of ["nbd-server", "nbdinfo", "nbdcopy", "apt-get"]) yield* script(here, name, "echo no >>log")
+      for (const name of [...programs, "apt-get"]) yield* script(here, name, "echo no >>log")
       yield* ensure(here)
       assert.isNull(yield* read(here, "log"))
     })
@@ -120,7 +123,7 @@ describe("Programs", () => {
 
   it.scoped("stops with the line to type where it may not install, or could not", () =>
     Effect.gen(function* () {
-      const line = "sudo apt-get install -y --no-install-recommends nbd-server libnbd-bin"
+      const line = `sudo apt-get install -y --no-install-recommends ${packages}`
       const here = yield* machine
       const without = yield* Effect.flip(ensure(here))
       assert.include(without, "no apt-get")

@@ -100,14 +100,16 @@ const one = ({ name, owner, elsewhere, nbd, devices, port }: One): Api.ExportAns
       (section !== null && section.path !== null && by_id_paths.includes(section.path))
   )
   const path = device?.by_id_paths[0] ?? section?.path ?? ""
+  // A foreign section may name a letter or a file: its clients are the ones that hold what it names.
+  const identity = section?.device ?? device?.identity
   const served = verified?.outcome === "served"
-  const holders = (nbd?.holders ?? []).filter(({ peer, device: held }) => peer !== null && held === device?.identity)
+  const holders = (nbd?.holders ?? []).filter(({ peer, device: held }) => peer !== null && held === identity)
   return {
     id: volume_id ?? name,
     name,
     export_name: name,
     volume_id: volume_id ?? "",
-    device_path: path,
+    device_path: section?.path ?? path,
     by_id_path: path,
     kernel_path: device?.kernel_path ?? "",
     port,

@@ -37,7 +37,7 @@ export const make = (
     const nbd = inventory === null ? UNREAD_YET : nbdHealth(inventory.nbd)
     const role = yield* Effect.flatMap(Leadership, ({ role }) => role)
     const works = database.ok && catalogue.ok
-    const accepted = works && !database.maintenance && role._tag === "Leading"
+    const accepted = works && database.writable && !database.maintenance && role._tag === "Leading"
     const all = [database.health, cloudstack, devices, nbd].every((health) => health === "healthy")
     const body: Api.Health = {
       status: !works ? "unhealthy" : all && accepted && !hold ? "healthy" : "degraded",
@@ -87,15 +87,17 @@ const UNREAD_YET = "not read yet"
 
 const databaseHealth = Effect.flatMap(Store, (store) => Effect.all([store.describe, store.maintenance])).pipe(
   Effect.timeout(LIMIT_MS),
-  Effect.map(([{ engine, durable, weak, schema_version, undecodable }, maintenance]) => {
+  Effect.map(([{ engine, durable, writable, weak, schema_version, undecodable }, maintenance]) => {
     const rows = undecodable.length === 0 ? "" : `, ${undecodable.length} rows do not decode`
-    const detail = `${engine}, ${durable ? "durable" : "not durable"}, schema ${schema_version}${rows}`
-    const health = durable && rows === "" ? "healthy" : "degraded"
-    return { ok: true, health, detail, weak: weak.join("; "), maintenance: maintenance !== null }
+    const taken = writable ? "" : ", read-only: writes are refused"
+    const detail = `${engine}, ${durable ? "durable" : "not durable"}, schema ${schema_version}${rows}${taken}`
+    const health = durable && writable && rows === "" ? "healthy" : "degraded"
+    return { ok: true, writable, health, detail, weak: weak.join("; "), maintenance: maintenance !== null }
   }),
   Effect.tapError((error) => Effect.logDebug("the database is not healthy", error.message)),
   Effect.orElseSucceed(() => ({
     ok: false,
+    writable: false,
     health: "unavailable",
     detail: "unavailable",
     weak: "",

@@ -26,6 +26,17 @@ export const load = (
   request: LoadRequest
 ): Effect.Effect<void, NbdUnavailable | GateClosed | PreconditionLost> =>
   Effect.gen(function* () {
+    const prepared = yield* prepare(world, request)
+    yield* world.gate.check
+    // From here on something may have changed, so that a gate that closes is no "not done" any more (S7).
+    yield* change(world, request, prepared).pipe(
+      Effect.catchTag("GateClosed", (cause) => new NbdUnavailable({ detail: `half done: ${cause.message}`, cause }))
+    )
+  })
+
+/** What the load will do; nothing is changed by it. */
+const prepare = (world: World, request: LoadRequest) =>
+  Effect.gen(function* () {
     yield* Effect.forEach(request.set, (wanted) => stillThere(world, wanted), { concurrency: 8, discard: true })
     const written = yield* Written.read(world)
     yield* usable(written)
@@ -33,8 +44,15 @@ export const load = (
     yield* approachable(control)
     const rendition = yield* render(world, request, written)
     const claimed = yield* claims(written, request)
-    const before = yield* servedOf(control, claimed)
-    yield* world.gate.check
+    return { written, control, rendition, claimed, before: yield* servedOf(control, claimed) }
+  })
+
+const change = (
+  world: World,
+  request: LoadRequest,
+  { before, claimed, control, rendition, written }: Effect.Effect.Success<ReturnType<typeof prepare>>
+) =>
+  Effect.gen(function* () {
     yield* makeSentinel(world, sentinelAt(world, written.judgement))
     yield* admit(written, request, claimed)
     yield* Failpoint.pass("nbd.admitted")

@@ -4,7 +4,7 @@ import type { Fragment } from "@effect/sql/Statement"
 import { Effect, FiberRef, Schedule } from "effect"
 import { randomUUID } from "node:crypto"
 import { isStale, notLeading, type Role } from "../../reconciler/Leadership.ts"
-import type { Fence } from "./Transact.ts"
+import { type Fence, problemOf } from "./Transact.ts"
 
 /**
  * Where the databases differ, all of it. SQLite is the one that is built in; another dialect adds its branch beside it.
@@ -110,6 +110,27 @@ export const limit = (sql: SqlClient.SqlClient, rows: number): Fragment => sql.l
 
 /** A statement that takes longer is given up with its connection (B11), ms; what changes a large table takes longer. */
 export const statementLimit: FiberRef.FiberRef<number> = FiberRef.unsafeMake(20_000)
+
+/**
+ * Whether a write would be taken: a server that became read-only goes on to answer everything else. Some users may write
+ * there all the same, so that is tried, on no row.
+ */
+export const isWritable = (sql: SqlClient.SqlClient): Effect.Effect<boolean, SqlError> =>
+  sql.onDialectOrElse({
+    mysql: () =>
+      Effect.gen(function* () {
+        const [row] = yield* sql<{ read_only: number | string }>`SELECT @@GLOBAL.read_only AS read_only`
+        if (/^(0|OFF)$/i.test(String(row?.read_only))) return true
+        return yield* sql`UPDATE lease SET term = term WHERE id = 0`.pipe(
+          Effect.as(true),
+          Effect.catchIf(
+            (error) => problemOf(error) === "read_only",
+            () => Effect.succeed(false)
+          )
+        )
+      }),
+    orElse: () => Effect.succeed(true)
+  })
 
 /** The engine with its version, as people write it. */
 export const engine = (sql: SqlClient.SqlClient): Effect.Effect<string, SqlError> =>

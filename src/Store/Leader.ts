@@ -6,6 +6,7 @@ import { Cause, Clock, Context, Deferred, Effect, Layer, Scope, Stream, Subscrip
 import { createHash } from "node:crypto"
 import { hostname } from "node:os"
 import { Leadership, leading, obstacle, type Role } from "../../reconciler/Leadership.ts"
+import { EXPIRY_MS } from "../../reconciler/Settle.ts"
 import { GateClosed, Misconfigured, StoreUnavailable } from "../../schema/Errors.ts"
 import type { VmId } from "../../schema/Ids.ts"
 import { EXAMPLE_MYSQL } from "./Dsn.ts"
@@ -73,6 +74,10 @@ export const takeTerm = <E>(
       yield* sql`UPDATE lease SET term = term + 1, holder = ${holder}, acquired_at = ${acquired_at} WHERE id = 1`
       const [taken] = yield* sql<{ term: number }>`SELECT term FROM lease WHERE id = 1`
       yield* confirmed(Number(taken?.term))
+      // What a predecessor sent without the time to write it down, it sent before this; restarts do not move that (P2).
+      const expires_at = (yield* Clock.currentTimeMillis) + EXPIRY_MS
+      yield* sql`UPDATE volume_operations SET expires_at = ${expires_at}
+        WHERE unresolved_uid > '' AND expires_at IS NULL`
       return Number(taken?.term)
     })
   )
@@ -102,6 +107,8 @@ export interface Options {
   readonly target: Mysql.Target
   /** Whose volumes these are: a database is one appliance's (M3). */
   readonly appliance_vm_id: VmId
+  /** Never asks for the lead, and only reads, as a standby does. */
+  readonly dry_run?: boolean
   /** Whether this machine has led in later terms, or seen more stored, than the database knows of. */
   readonly high_term?: HighTerm.HighTerm
   /** What else must hold of the database; asked before each candidacy. */
@@ -226,11 +233,14 @@ const stand = (candidate: Candidate): Effect.Effect<never, Lost, Scope.Scope> =>
 const contend = Effect.fnUntraced(function* (candidate: Candidate, seat: Seat.Seat, lock: string) {
   for (let wait_s = 0; ; wait_s = LOCK_WAIT_S) {
     const leader = yield* Effect.timeoutFail(look(candidate), { duration: LOOK_LIMIT_MS, onTimeout: silent })
-    const asked = performance.now()
-    const [answer] = yield* read(seat.ask("SELECT GET_LOCK(?, ?) AS won", [lock, wait_s], LOCK_LIMIT_MS))
-    if (Number(answer?.["won"]) === 1) return yield* lead(candidate, seat, lock, asked)
+    if (candidate.options.dry_run !== true) {
+      const asked = performance.now()
+      const [answer] = yield* read(seat.ask("SELECT GET_LOCK(?, ?) AS won", [lock, wait_s], LOCK_LIMIT_MS))
+      if (Number(answer?.["won"]) === 1) return yield* lead(candidate, seat, lock, asked)
+    }
     yield* candidate.become({ _tag: "Standby", leader })
     yield* candidate.known
+    if (candidate.options.dry_run === true) yield* Effect.sleep(LOCK_WAIT_S * 1000)
   }
 })
 

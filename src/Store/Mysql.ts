@@ -115,15 +115,27 @@ const make = Effect.fnUntraced(function* (target: Target) {
       )
   )
 
+  /** When each was last given back, monotonic ms. */
+  const rested = new WeakMap<Mysql.PoolConnection, number>()
+  const take = Effect.async<Mysql.PoolConnection, SqlError>((resume) => {
+    const again = () =>
+      pool.getConnection((cause, connection) => {
+        if (cause) return resume(Effect.fail(new SqlError({ cause, message: "no connection" })))
+        const since = rested.get(connection)
+        // The pool looks only now and then, and not while we are busy: by now the server may have closed this one.
+        if (since === undefined || performance.now() - since < IDLE_MS) return resume(Effect.succeed(connection))
+        connection.destroy()
+        again()
+      })
+    again()
+  })
+  const giveBack = (connection: Mysql.PoolConnection) =>
+    Effect.sync(() => {
+      rested.set(connection, performance.now())
+      connection.release()
+    })
   const acquirer: Effect.Effect<Connection, SqlError, Scope.Scope> = Effect.map(
-    Effect.acquireRelease(
-      Effect.async<Mysql.PoolConnection, SqlError>((resume) => {
-        pool.getConnection((cause, connection) =>
-          resume(cause ? Effect.fail(new SqlError({ cause, message: "no connection" })) : Effect.succeed(connection))
-        )
-      }),
-      (connection) => Effect.sync(() => connection.release())
-    ),
+    Effect.acquireRelease(take, giveBack),
     connectionOf
   )
 
@@ -140,23 +152,25 @@ const connectionOf = (connection: Mysql.PoolConnection): Connection => {
   const run = (method: "execute" | "query", sql: string, params: ReadonlyArray<unknown>, rowsAsArray: boolean) =>
     FiberRef.getWith(Dialect.statementLimit, (duration) =>
       Effect.async<unknown, SqlError>((resume) => {
+        const fail = (cause: unknown) => resume(Effect.fail(new SqlError({ cause, message: "statement failed" })))
+        // A limit of its own, for a write is not interrupted, and the driver tells nobody what became of a statement
+        // whose connection was destroyed.
+        const limit = setTimeout(() => {
+          connection.destroy()
+          fail(Object.assign(new Error(`no answer within ${duration / 1000} s`), { code: "ETIMEDOUT" }))
+        }, duration)
         const values = params.map(parameter)
-        connection[method]({ sql, values, rowsAsArray }, (cause: unknown, answer: unknown) =>
-          resume(cause ? Effect.fail(new SqlError({ cause, message: "statement failed" })) : Effect.succeed(answer))
-        )
-        // Whoever asks next on this connection would wait for that answer, too.
-        return Effect.sync(() => connection.destroy())
-      }).pipe(
-        // Also within what is not interrupted: the driver tells nobody what became of a destroyed connection's statement.
-        Effect.interruptible,
-        Effect.timeoutFail({
-          duration,
-          onTimeout: () => {
-            const cause = Object.assign(new Error(`no answer within ${duration / 1000} s`), { code: "ETIMEDOUT" })
-            return new SqlError({ cause, message: "statement failed" })
-          }
+        connection[method]({ sql, values, rowsAsArray }, (cause: unknown, answer: unknown) => {
+          clearTimeout(limit)
+          if (cause) fail(cause)
+          else resume(Effect.succeed(answer))
         })
-      )
+        // Whoever asks next on this connection would wait for that answer, too.
+        return Effect.sync(() => {
+          clearTimeout(limit)
+          connection.destroy()
+        })
+      })
     )
   const rows = <A>(answer: unknown) => (Array.isArray(answer) ? (answer as ReadonlyArray<A>) : [])
   return {

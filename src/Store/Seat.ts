@@ -26,10 +26,15 @@ const OPEN_MS = 6_000
 export const open = (target: Mysql.Target): Effect.Effect<Seat, SqlError, Scope.Scope> =>
   Effect.gen(function* () {
     const gone = yield* Deferred.make<never, SqlError>()
+    /** Who waits for an answer, which the driver does not give when the connection ends. */
+    const asked = new Set<(effect: Effect.Effect<never, SqlError>) => void>()
     const connection = yield* Effect.acquireRelease(
       Effect.sync(() => {
         const connection = Driver.createConnection(Mysql.options(target))
-        const end = (cause: unknown) => void Deferred.unsafeDone(gone, Effect.fail(failed(cause)))
+        const end = (cause: unknown) => {
+          Deferred.unsafeDone(gone, Effect.fail(failed(cause)))
+          for (const answer of [...asked]) answer(Effect.fail(failed(cause)))
+        }
         connection.on("error", end)
         connection.on("end", () => end(new Error("the connection was closed")))
         return connection
@@ -38,24 +43,28 @@ export const open = (target: Mysql.Target): Effect.Effect<Seat, SqlError, Scope.
     )
     const ask: Seat["ask"] = (sql, values, limit_ms) =>
       Effect.async<ReadonlyArray<Readonly<Record<string, unknown>>>, SqlError>((resume) => {
+        const answer = (effect: Effect.Effect<ReadonlyArray<Readonly<Record<string, unknown>>>, SqlError>) => {
+          clearTimeout(limit)
+          asked.delete(answer)
+          resume(effect)
+        }
+        // A limit of its own, for the lock is also given back where nothing is interrupted.
+        const limit = setTimeout(() => {
+          connection.destroy()
+          answer(late(limit_ms))
+        }, limit_ms)
+        asked.add(answer)
         connection.query({ sql, values: [...values] }, (cause: unknown, rows: unknown) =>
-          resume(cause ? Effect.fail(failed(cause)) : Effect.succeed(Array.isArray(rows) ? rows : []))
+          answer(cause ? Effect.fail(failed(cause)) : Effect.succeed(Array.isArray(rows) ? rows : []))
         )
-      }).pipe(
-        Effect.raceFirst(Deferred.await(gone)),
-        Effect.timeoutFail({
-          duration: limit_ms,
-          onTimeout: () => {
-            connection.destroy()
-            const cause = Object.assign(new Error(`no answer within ${limit_ms} ms`), { code: "ETIMEDOUT" })
-            return failed(cause)
-          }
-        })
-      )
+      })
     // The server lets go of a process that was stopped, and of its lock with it.
     yield* ask(Mysql.SESSION, [], OPEN_MS)
     const [row] = yield* ask("SELECT CONNECTION_ID() AS id", [], OPEN_MS)
     return { id: Number(row?.["id"]), ask, gone: Deferred.await(gone) }
   })
+
+const late = (limit_ms: number) =>
+  Effect.fail(failed(Object.assign(new Error(`no answer within ${limit_ms} ms`), { code: "ETIMEDOUT" })))
 
 const failed = (cause: unknown) => new SqlError({ cause, message: "the leader's connection failed" })

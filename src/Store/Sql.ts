@@ -71,6 +71,7 @@ export const layerDsn = (
             target: dsn.target,
             appliance_vm_id,
             acceptable: acceptable(settings),
+            dry_run: settings.dry_run === true,
             ...(state_dir === undefined ? {} : { high_term: HighTerm.make(join(state_dir, "term"), Dsn.place(dsn)) })
           })
           return layerUnder({}).pipe(Layer.provideMerge(elected))
@@ -93,7 +94,7 @@ export const layerLooking = (settings: Site): Layer.Layer<Store, Misconfigured |
   )
 
 export type Site = Pick<Settings, "database_dsn" | "database_ca_file" | "appliance_vm_id"> &
-  Partial<Pick<Settings, "require_durable" | "state_dir">>
+  Partial<Pick<Settings, "dry_run" | "require_durable" | "state_dir">>
 
 const acceptable = ({ require_durable }: Site) => (require_durable === true ? Durability.demand : Effect.void)
 
@@ -136,13 +137,17 @@ const make = Effect.fnUntraced(function* (options: Options) {
     ...DeviceMappings.make(session),
     ...Maintenance.make(session, declarations, keys),
     ...Events.make(session),
-    describe: Effect.map(read(Effect.all([Dialect.engine(sql), Durability.weaknesses(sql)])), ([engine, weak]) => ({
-      engine,
-      durable: weak.length === 0,
-      weak,
-      schema_version: SCHEMA_VERSION,
-      undecodable: [...session.undecodable.values()]
-    }))
+    describe: Effect.map(
+      read(Effect.all([Dialect.engine(sql), Dialect.isWritable(sql), Durability.weaknesses(sql)])),
+      ([engine, writable, weak]) => ({
+        engine,
+        writable,
+        durable: weak.length === 0,
+        weak,
+        schema_version: SCHEMA_VERSION,
+        undecodable: [...session.undecodable.values()]
+      })
+    )
   })
 })
 

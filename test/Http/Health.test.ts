@@ -85,6 +85,17 @@ describe("GET /health", () => {
     })
   )
 
+  it.scopedLive("is not good while the database answers and takes no write (B3)", () =>
+    Effect.gen(function* () {
+      const server = yield* start()
+      assert.strictEqual((yield* health(server)).status, 200)
+      server.world.writable = false
+      const { body, status } = yield* health(server)
+      assert.strictEqual(status, 503)
+      assert.include((body["details"] as Record<string, string>)["database"], "read-only: writes are refused")
+    })
+  )
+
   it.scopedLive("says what is wrong, but gives nobody addresses, paths, ids or secrets (S20, X7)", () =>
     Effect.gen(function* () {
       const server = yield* start()

@@ -159,7 +159,7 @@ const exporting = (served: boolean): Inventory => ({
     port: 10809,
     sections: [
       sectionOf(`migration-vol-${volumeId}`, "/dev/disk/by-id/virtio-c6ef61d1300f442a86e5", false),
-      sectionOf("somebody-elses", "/dev/sdz", true)
+      { ...sectionOf("somebody-elses", "/dev/sdz", true), device: "65:144" }
     ],
     config_problem: null,
     narrowings: [],
@@ -177,6 +177,7 @@ const exporting = (served: boolean): Inventory => ({
     ],
     holders: [
       { pid: 42, command: "nbd-server", device: "252:16", peer: "10.0.0.5:4242", since: "2026-03-01T12:00:00Z" },
+      { pid: 44, command: "nbd-server", device: "65:144", peer: "10.0.0.6:4243", since: null },
       { pid: 43, command: "dd", device: "252:16", peer: null, since: null }
     ]
   })
@@ -218,9 +219,11 @@ describe("GET /api/v1/exports", () => {
         problem: null
       })
       assert.deepStrictEqual(
-        [foreign?.name, foreign?.status, foreign?.wanted, foreign?.volume_id],
-        ["somebody-elses", "foreign", false, ""]
+        [foreign?.name, foreign?.status, foreign?.wanted, foreign?.volume_id, foreign?.device_path],
+        ["somebody-elses", "foreign", false, "", "/dev/sdz"]
       )
+      // Its clients are there although no disk of ours is behind it: who reboots asks for them.
+      assert.deepStrictEqual(foreign?.connections, [{ peer: "10.0.0.6:4243", pid: 44, since: null }])
       world.inventory = exporting(false)
       const [denied] = (yield* client.exports).exports
       assert.deepStrictEqual(

@@ -59,6 +59,8 @@ export interface World {
   databaseDown: boolean
   cloudDown: boolean
   place: CloudPlace | null
+  /** Whether the database takes writes. */
+  writable: boolean
   /** What is weak about the database. */
   weak: ReadonlyArray<string>
   cloudReads: number
@@ -126,6 +128,7 @@ export const makeWorld = (): World => ({
     source: "the test",
     problem: null
   },
+  writable: true,
   weak: [],
   cloudReads: 0,
   hold: null,
@@ -299,8 +302,8 @@ const store = (world: World) => {
     statistics: up(Effect.sync(() => statisticsOf(world.operations))),
     describe: up(
       Effect.sync(() => {
-        const { weak } = world
-        return { engine: "memory", durable: weak.length === 0, weak, schema_version: 1, undecodable: [] }
+        const { weak, writable } = world
+        return { engine: "memory", durable: weak.length === 0, writable, weak, schema_version: 1, undecodable: [] }
       })
     ),
     prune: () => unused,

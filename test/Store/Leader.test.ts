@@ -102,6 +102,23 @@ describe("leadership on MariaDB", () => {
       })
   )
 
+  it.scopedLive("is never taken by a dry run, which looks on, so that a real daemon is not kept from it", () =>
+    Effect.gen(function* () {
+      const target = yield* server.database()
+      const dry = yield* join(target, vm, { dry_run: true })
+      assert.strictEqual((yield* until(dry, "Standby"))._tag, "Standby")
+      const real = yield* join(target)
+      assert.strictEqual(termOf(yield* until(real, "Leading")), 1)
+      yield* real.store.write([write(1)])
+      yield* names(dry).pipe(
+        Effect.retry(Schedule.spaced(50)),
+        Effect.repeat({ schedule: Schedule.spaced(50), until: (found) => found.length === 1 }),
+        Effect.timeout(GIVE_UP)
+      )
+      assert.strictEqual(yield* problemOf(dry.store.write([write(2)])), "standby")
+    })
+  )
+
   it.scopedLive("goes to a standby when the leader leaves, in a term of its own", () =>
     Effect.gen(function* () {
       const target = yield* server.database()
