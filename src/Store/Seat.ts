@@ -33,7 +33,7 @@ export const open = (target: Mysql.Target): Effect.Effect<Seat, SqlError, Scope.
         const connection = Driver.createConnection(Mysql.options(target))
         const end = (cause: unknown) => {
           Deferred.unsafeDone(gone, Effect.fail(failed(cause)))
-          for (const answer of [...asked]) answer(Effect.fail(failed(cause)))
+          for (const answer of asked) answer(Effect.fail(failed(cause)))
         }
         connection.on("error", end)
         connection.on("end", () => end(new Error("the connection was closed")))
@@ -57,6 +57,10 @@ export const open = (target: Mysql.Target): Effect.Effect<Seat, SqlError, Scope.
         connection.query({ sql, values: [...values] }, (cause: unknown, rows: unknown) =>
           answer(cause ? Effect.fail(failed(cause)) : Effect.succeed(Array.isArray(rows) ? rows : []))
         )
+        return Effect.sync(() => {
+          clearTimeout(limit)
+          asked.delete(answer)
+        })
       })
     // The server lets go of a process that was stopped, and of its lock with it.
     yield* ask(Mysql.SESSION, [], OPEN_MS)
