@@ -290,7 +290,7 @@ const lead = Effect.fnUntraced(function* (candidate: Candidate, seat: Seat.Seat,
   yield* Effect.addFinalizer(() =>
     // Who never led tells nothing new: each role wakes the loop, and one that takes no term is tried every second (S22).
     (reign.term === null ? Effect.void : become(GIVEN_UP)).pipe(
-      Effect.andThen(Effect.ignore(Effect.interruptible(seat.ask("SELECT RELEASE_LOCK(?)", [lock], RELEASE_MS))))
+      Effect.andThen(Effect.ignore(seat.ask("SELECT RELEASE_LOCK(?)", [lock], RELEASE_MS)))
     )
   )
   yield* believe(asked)
