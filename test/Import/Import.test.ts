@@ -7,6 +7,7 @@ import type { ExportAnswer, Volume } from "../../schema/Api.ts"
 import { exportNameOf, serialOf, type VolumeId } from "../../schema/Ids.ts"
 import type * as Mysql from "../../src/Store/Mysql.ts"
 import type * as Child from "../Cli/Child.ts"
+import * as Documented from "../Store/Documented.ts"
 import * as MariaDb from "../support/MariaDb.ts"
 import * as Appliance from "./Appliance.ts"
 import * as Old from "./Old.ts"
@@ -149,7 +150,7 @@ describe("volumed import", () => {
           yield* site.serve(config(site, left))
           const db = yield* MariaDb.start("--sql-mode=")
           const target = yield* db.database("migratekit_oma")
-          yield* db.query(target.database, Old.DEVICE_MAPPINGS, Old.VOLUME_OPERATIONS, ...one.tables)
+          yield* db.query(target.database, Documented.mappings, Documented.operations, ...one.tables)
           yield* db.query(target.database, ...rows(left), ...one.rows(left))
           const from = one.shared ? ["import"] : ["import", "--from", dsn(target)]
           const database = {

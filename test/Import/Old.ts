@@ -1,35 +1,3 @@
-/** The tables of the older daemon as its documents give them, and plausible ones where they give none. */
-
-export const DEVICE_MAPPINGS = `CREATE TABLE device_mappings (
-    id VARCHAR(64) PRIMARY KEY,
-    volume_id VARCHAR(64) NOT NULL UNIQUE,
-    vm_id VARCHAR(64) NOT NULL,
-    device_path VARCHAR(32) NOT NULL,
-    cloudstack_state VARCHAR(32) NOT NULL,
-    linux_state VARCHAR(32) NOT NULL,
-    size BIGINT NOT NULL,
-    last_sync TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
-    created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
-    updated_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP ON UPDATE CURRENT_TIMESTAMP,
-
-    UNIQUE KEY unique_volume_id (volume_id),
-    UNIQUE KEY unique_device_path (device_path)
-)`
-
-export const VOLUME_OPERATIONS = `CREATE TABLE volume_operations (
-    id VARCHAR(64) PRIMARY KEY,
-    type ENUM('create', 'attach', 'detach', 'delete') NOT NULL,
-    status ENUM('pending', 'executing', 'completed', 'failed', 'cancelled') NOT NULL,
-    volume_id VARCHAR(64) NOT NULL,
-    vm_id VARCHAR(64) NULL,
-    request JSON NOT NULL,
-    response JSON NULL,
-    error TEXT NULL,
-    created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
-    updated_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP ON UPDATE CURRENT_TIMESTAMP,
-    completed_at TIMESTAMP NULL
-)`
-
 /** One layout of the tables that no document shows … */
 export const LAYOUT_1 = [
   `CREATE TABLE vm_export_mappings (

@@ -6,8 +6,8 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as Tables from "../../src/Import/Tables.ts"
 import type * as Dsn from "../../src/Store/Dsn.ts"
+import * as Documented from "../Store/Documented.ts"
 import * as MariaDb from "../support/MariaDb.ts"
-import * as Old from "./Old.ts"
 
 const A = "ae7d5168-d184-5908-8f1e-aaaaaaaaaaaa"
 
@@ -28,8 +28,8 @@ describe("The older daemon's tables", () => {
       const hostile = "''; DROP TABLE device_mappings; -- \\0 \\n 😀 ] [generic]"
       yield* db.query(
         "old",
-        Old.DEVICE_MAPPINGS,
-        Old.VOLUME_OPERATIONS,
+        Documented.mappings,
+        Documented.operations,
         'CREATE TABLE OSSEA_VOLUMES (`vol``ume"` VARBINARY(400), size DOUBLE, at DATETIME, b BLOB) CHARSET utf8mb4',
         `INSERT INTO device_mappings (id, volume_id, vm_id, device_path, cloudstack_state, linux_state, size)
          VALUES ('m-1', '${A}', 'vm', '/dev/disk/by-id/virtio-ae7d5168d184590881ea', 'attached', 'detected', 1)`,
@@ -69,7 +69,7 @@ describe("The older daemon's tables", () => {
       const dsn = yield* reader(db, "shared")
       yield* db.query(
         "shared",
-        Old.VOLUME_OPERATIONS,
+        Documented.operations,
         "ALTER TABLE volume_operations ADD COLUMN uid VARCHAR(36) NULL",
         `INSERT INTO volume_operations (id, type, status, volume_id, request, uid)
          VALUES ('op-1', 'attach', 'pending', '${A}', '{}', NULL), ('op-2', 'attach', 'pending', '${A}', '{}', 'ours')`
@@ -102,7 +102,7 @@ describe("The older daemon's tables", () => {
       const dsn = yield* reader(db, "busy")
       yield* db.query(
         "busy",
-        Old.VOLUME_OPERATIONS,
+        Documented.operations,
         `INSERT INTO volume_operations (id, type, status, volume_id, request)
          SELECT CONCAT('op-', seq), 'attach', 'executing', '${A}', '{}' FROM seq_1_to_1500`
       )
