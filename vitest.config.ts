@@ -1,4 +1,24 @@
 import { defineConfig } from "vitest/config"
+import { BaseSequencer, type TestSpecification } from "vitest/node"
+
+/** These take minutes, most of them waiting. Where no earlier run has told so they would come last, for they are short. */
+const LONG: ReadonlyArray<string> = [
+  "test/kill/Kill.test.ts",
+  "test/property/Convergence.test.ts",
+  "test/Store/MariaDbFaults.test.ts",
+  "test/property/Creates.test.ts",
+  "test/Http/V1Ends.test.ts"
+]
+
+class LongestFirst extends BaseSequencer {
+  override async sort(files: Array<TestSpecification>) {
+    const place = ({ moduleId }: TestSpecification) => {
+      const found = LONG.findIndex((path) => moduleId.endsWith(path))
+      return found < 0 ? LONG.length : found
+    }
+    return (await super.sort(files)).toSorted((a, b) => place(a) - place(b))
+  }
+}
 
 export default defineConfig({
   test: {
@@ -7,6 +27,7 @@ export default defineConfig({
     testTimeout: 60_000,
     hookTimeout: 60_000,
     // Real servers and child processes run beside the tests; more workers than cores only makes them wait for each other.
-    maxWorkers: 4
+    maxWorkers: 4,
+    sequence: { sequencer: LongestFirst }
   }
 })
