@@ -46,8 +46,11 @@ const serving = Effect.fn("Serve.serve")(function* (invocation: Invocation) {
   if (momentary) yield* leaveNothing(sandbox)
   const failpoint = Failpoint.layer({ sandbox: settings.sandbox, asked: process.env["VOLUMED_FAILPOINT"] })
   const warnings = Dsn.warnings(settings.database_dsn).map((text) => `DATABASE_DSN: ${text}`)
-  yield* Effect.forEach(warnings, (text) => Effect.logWarning(text)).pipe(Effect.provide(Logging.layer(settings)))
-  const { urls, role } = yield* daemon(settings, momentary, Layer.merge(Logging.layer(settings), failpoint))
+  // One logger, provided once: a second one, even where it is over already, would write each line again.
+  const around = Layer.effectDiscard(Effect.forEach(warnings, (text) => Effect.logWarning(text))).pipe(
+    Layer.provideMerge(Layer.merge(Logging.layer(settings), failpoint))
+  )
+  const { urls, role } = yield* daemon(settings, momentary, around)
   yield* output.note(ready(urls, settings, sandbox, obstacle(role)))
   return yield* Effect.never
 })

@@ -96,6 +96,16 @@ describe("the program by itself", () => {
     assert.notMatch(ended.stdout, /production|\/var\/lib|\/etc\/nbd-server|\/run\/volumed|2b7d5b7e/u)
   })
 
+  it("writes each line of a daemon's log once, as JSON where no person reads it", async () => {
+    const child = Child.start(["serve", "--sandbox", "--listen", "127.0.0.1:0"])
+    const [text] = await Child.said(child, "stderr", /^[^]*volumed ready on .*\n/u)
+    await Child.stop(child)
+    const lines = text.split("\n").filter((line) => line.startsWith("{"))
+    assert.isNotEmpty(lines)
+    assert.deepStrictEqual(lines, [...new Set(lines)])
+    for (const line of lines) assert.containsAllKeys(JSON.parse(line), ["time", "level", "message"])
+  })
+
   it("does not mind a reader that goes away", async () => {
     const child = Child.start(["--help"])
     child.stdout.destroy()
