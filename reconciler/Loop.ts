@@ -72,6 +72,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   const known = yield* Ref.make(Standing.blank)
   const machines = yield* Ref.make<Observe.Machines | null>(null)
   const onePass = yield* Effect.makeSemaphore(1)
+  const consents = yield* Ref.make<ReadonlyMap<Uid, number>>(new Map())
 
   const ports = <A, E>(effect: Effect.Effect<A, E, CloudStackRead | Devices | Nbd>) =>
     effect.pipe(
@@ -104,6 +105,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       inventory,
       limits: options.limits,
       backoff: yield* wake.backoff,
+      consents: yield* Ref.get(consents),
+      astray: new Set<string>(),
       hold: yield* gate.reason,
       digest: options.digest
     } satisfies Plans.Input as Plans.Input
@@ -470,6 +473,11 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     ),
     status: picture.status,
     sync,
+    endClients: (uid) =>
+      Clock.currentTimeMillis.pipe(
+        Effect.andThen((now) => Ref.update(consents, (map) => new Map(map).set(uid, now))),
+        Effect.andThen(wake.poke([uid]))
+      ),
     poke: wake.poke,
     changes: picture.changes
   } satisfies Reconciler["Type"] as Reconciler["Type"]

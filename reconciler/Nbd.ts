@@ -1,6 +1,6 @@
 import { Context, type Effect, type Stream } from "effect"
 import type { GateClosed, NbdUnavailable, PreconditionLost } from "../schema/Errors.ts"
-import type { NbdReading } from "../schema/Inventory.ts"
+import type { NbdReading, NbdSection } from "../schema/Inventory.ts"
 
 /** One export as it should be served. */
 export interface WantedExport {
@@ -39,10 +39,20 @@ export class Nbd extends Context.Tag("volumed/reconciler/Nbd")<
      * already does. Running transfers live on. At most one call a pass.
      */
     readonly load: (request: LoadRequest) => Effect.Effect<void, NbdUnavailable | GateClosed | PreconditionLost>
+    /**
+     * The sections as they are written and what their paths lead to at this moment, the server and its processes not
+     * asked: cheap, and never behind a load that is under way.
+     */
+    readonly sections: Effect.Effect<ReadonlyArray<NbdSection>, NbdUnavailable>
     /** Deny new clients of this export at once, without touching the server or running transfers. */
-    readonly fence: (name: string) => Effect.Effect<void, NbdUnavailable>
+    readonly fence: (name: string) => Effect.Effect<void, NbdUnavailable | GateClosed>
     /** Lift a fence. */
-    readonly release: (name: string) => Effect.Effect<void, NbdUnavailable>
+    readonly release: (name: string) => Effect.Effect<void, NbdUnavailable | GateClosed>
+    /**
+     * Ends the connections that hold this device (identity as in BlockDevice), and no others; answers how many there were.
+     * The export is to be fenced before. That they are gone is to be observed.
+     */
+    readonly endClients: (device: string) => Effect.Effect<number, NbdUnavailable | GateClosed>
     /** The config or the server may have changed. Never ends, never fails. */
     readonly pokes: Stream.Stream<void>
   }

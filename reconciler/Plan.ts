@@ -37,6 +37,10 @@ export interface Input {
   readonly approved: ReadonlySet<string>
   /** Volumes that back off: until when (ms), and after what. */
   readonly backoff: ReadonlyMap<Uid, { readonly retry_at: number; readonly message: string }>
+  /** Since when somebody agrees to the NBD clients of a volume being ended, ms: a version 1 call, or `retry` with end_clients. */
+  readonly consents: ReadonlyMap<Uid, number>
+  /** Export names that were lately seen to lead to another disk than their volume's: a fence of theirs is not lifted yet. */
+  readonly astray: ReadonlySet<string>
   /** Why nothing may be changed at all (the hold file), or null. */
   readonly hold: string | null
   /** The same, while there is a maintenance. */
@@ -142,6 +146,7 @@ const itemOf = (input: Input, world: Case.World, busy: InFlight, declaration: De
       next: null,
       chain: none,
       blocked: null,
+      guard: null,
       gap,
       drift,
       settled,
@@ -149,7 +154,7 @@ const itemOf = (input: Input, world: Case.World, busy: InFlight, declaration: De
     }
   }
   const chain = decision.step === null ? none : chainOf(world, view, decision.step)
-  const item = { uid, name, generation, volume_id, chain, gap: decision.gap, drift: decision.drift }
+  const item = { uid, name, generation, volume_id, chain, guard: null, gap: decision.gap, drift: decision.drift }
   if (operation !== undefined) return { ...item, ...waiting(input, declaration, decision, operation) }
   const { removal_done, settled } = decision
   const free = decision.blocked === null && decision.step !== null

@@ -50,6 +50,11 @@ export class Reconciler extends Context.Tag("volumed/reconciler/Reconciler")<
     readonly sync: Effect.Effect<PassSummary, StoreUnavailable>
     /** Who has exported devices open right now; asked for again a quarter of a second later at the earliest. */
     readonly connections: Effect.Effect<ReadonlyArray<Holder>, NbdUnavailable>
+    /**
+     * The NBD clients that keep this volume from leaving may be ended, for as long as it is to leave and a few minutes at
+     * most. Forgotten with the process.
+     */
+    readonly endClients: (uid: Uid) => Effect.Effect<void>
     /** Something about these declarations changed. Carries no data. */
     readonly poke: (uids: ReadonlyArray<Uid>) => Effect.Effect<void>
     /** Ticks after every pass that changed what `view` shows. Never fails. */

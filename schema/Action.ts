@@ -175,7 +175,9 @@ export const reasons = {
   DeviceForbidden: "error",
   // exporting
   ExportNameTaken: "blocked",
+  Draining: "progress",
   InUse: "blocked",
+  WrongDevice: "error",
   NbdServerForeign: "blocked",
   NbdNotInstalled: "blocked",
   NbdConfigBroken: "blocked",
@@ -200,6 +202,19 @@ export const Blocked = Schema.Struct({
 })
 export type Blocked = typeof Blocked.Type
 
+/**
+ * What is done to the clients of an export beside the volume's action: no operation of its own, asked for again in every
+ * pass in which it is not seen yet. `Fence` denies new clients, running ones go on; `Release` lifts that; `EndClients`
+ * ends the connections that hold this very device, with somebody's consent alone.
+ */
+const guarding = { export_name: Schema.String, reason: Schema.String }
+export const Guard = Schema.Union(
+  Schema.TaggedStruct("Fence", guarding),
+  Schema.TaggedStruct("Release", guarding),
+  Schema.TaggedStruct("EndClients", { ...guarding, device: Schema.String })
+)
+export type Guard = typeof Guard.Type
+
 /** Which wish is unmet, for conditions and for drift. */
 export const Aspect = Schema.Literal("volume", "attachment", "device", "export", "tags", "deletion")
 export type Aspect = typeof Aspect.Type
@@ -215,6 +230,8 @@ export const PlanItem = Schema.Struct({
   chain: Schema.Array(Action),
   /** Why it does not move, or does not move further; null when it moves or is done. */
   blocked: Schema.NullOr(Blocked),
+  /** What is done to the clients of its export in this pass; null when nothing is to be done, or may be done. */
+  guard: Schema.NullOr(Guard),
   /** The aspect whose gap comes first; null when nothing is missing (tags do not count). */
   gap: Schema.NullOr(Aspect),
   /** That gap was opened by nobody's declaration. */

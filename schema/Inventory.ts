@@ -124,7 +124,9 @@ export const NbdSection = Schema.Struct({
   /** Why it must not become ours; null when it may, or is. */
   obstacle: Schema.NullOr(Schema.String),
   /** Why it is not served for good, however right it looks: a load was not finished. Null when it is. */
-  unfinished: Schema.NullOr(Schema.String)
+  unfinished: Schema.NullOr(Schema.String),
+  /** Since when it admits no new client, ms since the epoch: it was fenced. Null where it is open. */
+  fenced_at: Schema.NullOr(Schema.Int)
 })
 export type NbdSection = typeof NbdSection.Type
 
@@ -136,13 +138,18 @@ export const sectionOf = (name: string, path: string | null, read_only: boolean)
   file: null,
   device: null,
   obstacle: null,
-  unfinished: null
+  unfinished: null,
+  fenced_at: null
 })
 
 /** What a GO handshake said about one export, the only evidence that counts. */
 export const Verification = Schema.Struct({
   name: Schema.String,
-  outcome: Schema.Literal("served", "unknown", "denied", "no_answer", "refused"),
+  /**
+   * `unknown`: no such export is loaded. `denied`: by policy, or its device cannot be opened. `dropped`: the server greeted
+   * and hung up. `no_answer`: no answer in time, or none that says anything. `refused`: nothing listens.
+   */
+  outcome: Schema.Literal("served", "unknown", "denied", "dropped", "no_answer", "refused"),
   /** Bytes, when served. */
   size: Schema.NullOr(Schema.Number),
   read_only: Schema.NullOr(Schema.Boolean),
@@ -176,6 +183,8 @@ export interface NbdReading {
   }
   readonly host: string
   readonly port: number
+  /** Where read-only exports are: another port only where an engine serves them by a process of their own (nbdkit). */
+  readonly read_only_port: number
   /** Every section in the file, ours and foreign, in file order, the generic and our own housekeeping ones left out. */
   readonly sections: ReadonlyArray<NbdSection>
   /**

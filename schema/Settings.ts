@@ -18,6 +18,10 @@ export const Limits = Schema.Struct({
   suspicion_share: Schema.Number,
   /** Two proofs of absence must be this far apart before a volume counts as lost. */
   loss_confirmation_ms: Schema.Int,
+  /** How long a volume that is to leave waits for its NBD clients before it is held as `InUse`. */
+  drain_ms: Schema.Int,
+  /** The same for a version 1 call, after which those clients' connections are ended (contract §2). */
+  call_drain_ms: Schema.Int,
   /** From an attach seen in CloudStack to the device being called missing. */
   device_timeout_ms: Schema.Int,
   /** Repairs of an attachment within `contention_window_ms` from which drift is `Contended`. */
@@ -39,6 +43,8 @@ export const limits: Limits = {
   suspicion_count: 3,
   suspicion_share: 0.2,
   loss_confirmation_ms: 30_000,
+  drain_ms: 60_000,
+  call_drain_ms: 20_000,
   device_timeout_ms: 60_000,
   contention_repairs: 2,
   contention_window_ms: 3_600_000,
@@ -56,7 +62,9 @@ export const NbdSettings = Schema.Struct({
   /** Which of the three above somebody set: the others give way to what a file that exists says. */
   explicit: Schema.Struct({ host: Schema.Boolean, port: Schema.Boolean, allow: Schema.Boolean }),
   /** `auto`, `off` or `unit:NAME`. */
-  start: Schema.String
+  start: Schema.String,
+  /** Exports name the device as a holder process opened and verified it, not the by-id link. */
+  pin: Schema.Boolean
 })
 export type NbdSettings = typeof NbdSettings.Type
 

@@ -233,9 +233,6 @@ const appliance = (reading: Reading): VmId | null => {
 const assembleNbd = (reading: Reading, sandbox: boolean): Settings["nbd"] => {
   const backend = optional(reading, "NBD_BACKEND", Value.oneOf("nbd-server", "nbdkit", "simulated"), "nbd-server")
   if (backend === "simulated" && !sandbox) complain(reading, "NBD_BACKEND", "is simulated, which only the sandbox has")
-  if (backend === "nbdkit") complain(reading, "NBD_BACKEND", "is nbdkit, which this version does not have yet")
-  if (optional(reading, "NBD_PIN", Value.flag, false))
-    complain(reading, "NBD_PIN", "is on, which this version does not have yet")
   const address = judged(NbdConfig.addressProblem)
   const path = judged(NbdConfig.pathProblem)
   const host = optional(reading, "NBD_HOST", address, "127.0.0.1")
@@ -251,7 +248,8 @@ const assembleNbd = (reading: Reading, sandbox: boolean): Settings["nbd"] => {
       port: reading.values.has("NBD_PORT"),
       allow: reading.values.has("NBD_ALLOW")
     },
-    start: optional(reading, "NBD_START", nbdStart, "auto")
+    start: optional(reading, "NBD_START", nbdStart, "auto"),
+    pin: optional(reading, "NBD_PIN", Value.flag, false)
   }
 }
 
@@ -317,6 +315,8 @@ const assembleLimits = (reading: Reading): Settings["limits"] => ({
     Value.duration("30s", "1d"),
     limits.loss_confirmation_ms
   ),
+  drain_ms: optional(reading, "NBD_DRAIN", Value.duration("0s", "1d"), limits.drain_ms),
+  call_drain_ms: optional(reading, "NBD_CALL_DRAIN", Value.duration("0s", "50s"), limits.call_drain_ms),
   device_timeout_ms: optional(reading, "DEVICE_TIMEOUT", Value.duration("1s", "1h"), limits.device_timeout_ms),
   contention_repairs: optional(reading, "CONTENTION_REPAIRS", Value.whole(0, 100), limits.contention_repairs),
   contention_window_ms: optional(reading, "CONTENTION_WINDOW", Value.duration("1m", "7d"), limits.contention_window_ms),

@@ -27,8 +27,17 @@ const script = (machine: Machine, name: string, body: string) =>
     await chmod(join(machine.path, name), 0o755)
   })
 
-const programs = ["nbd-server", "nbdinfo", "nbdcopy", "mariadbd", "mariadb-install-db", "my_print_defaults"]
-const packages = "nbd-server libnbd-bin mariadb-server-core mariadb-client-core"
+const programs = [
+  "nbd-server",
+  "nbdinfo",
+  "nbdcopy",
+  "nbdkit",
+  "qemu-img",
+  "mariadbd",
+  "mariadb-install-db",
+  "my_print_defaults"
+]
+const packages = "nbd-server libnbd-bin nbdkit qemu-utils mariadb-server-core mariadb-client-core"
 
 /** Logs each call beside the policy that holds meanwhile; after a fetched list, or at once, `install` brings everything. */
 const aptGet = (machine: Machine, { needsLists = false, fails = false } = {}) =>

@@ -78,7 +78,8 @@ describe("settings", () => {
         port: 10809,
         allow: ["127.0.0.1"],
         explicit: { host: false, port: false, allow: false },
-        start: "auto"
+        start: "auto",
+        pin: false
       })
       assert.strictEqual(settings.cloudstack.api_url, "https://cloud.example.com/client/api")
       assert.strictEqual(secretOf(settings.cloudstack.secret_key), "canary-secret-key")
@@ -148,14 +149,14 @@ describe("settings", () => {
     ["BY_ID_DIR", ["by-id"]],
     ["SYS_BLOCK_DIR", ["sys/block"]],
     ["DEVICE_KIND", ["file", "disk"]],
-    ["NBD_BACKEND", ["simulated", "nbdkit", "qemu-nbd"]],
+    ["NBD_BACKEND", ["simulated", "qemu-nbd"]],
     ["NBD_CONFIG", ["config-base", "/etc/nbd/%s"]],
     ["NBD_ACL_DIR", ["acl", "/etc/../acl"]],
     ["NBD_HOST", ["0.0.0.0", "nbd.example.com", "::1"]],
     ["NBD_PORT", ["0", "65536", "nbd"]],
     ["NBD_ALLOW", ["127.0.0.1,everyone", "10.0.0.300"]],
     ["NBD_START", ["yes", "unit:", "unit:a b", "unit:-x"]],
-    ["NBD_PIN", ["on"]],
+    ["NBD_PIN", ["perhaps"]],
     ["HOLD_FILE", ["hold"]],
     ["RESYNC_INTERVAL", ["60", "10ms", "2h"]],
     ["RESYNC_BUSY_INTERVAL", ["x"]],

@@ -63,6 +63,8 @@ const planned = Effect.fn("Standalone.planned")(function* (settings: Settings, s
     inventory,
     limits,
     backoff: new Map(),
+    consents: new Map(),
+    astray: new Set(),
     hold: Gate.heldBy(settings.hold_file),
     digest: Layers.digest
   })

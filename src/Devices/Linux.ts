@@ -5,6 +5,7 @@ import { GuestUnavailable } from "../../schema/Errors.ts"
 import type { BlockDevice, GuestReading } from "../../schema/Inventory.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as ByIdLinks from "./ByIdLinks.ts"
+import { flush } from "./Flush.ts"
 import * as Identity from "./Identity.ts"
 import * as InUse from "./InUse.ts"
 import * as Sysfs from "./Sysfs.ts"
@@ -22,7 +23,7 @@ export interface Options extends Pick<Settings, "by_id_dir" | "sys_block_dir" | 
 const SCAN_TIMEOUT = "10 seconds"
 
 export const layer = (options: Options): Layer.Layer<Devices> =>
-  Layer.succeed(Devices, { observe: observe(options), pokes: Watch.changes(options.by_id_dir) })
+  Layer.succeed(Devices, { observe: observe(options), flush, pokes: Watch.changes(options.by_id_dir) })
 
 /**
  * Sysfs says which disks are here; links are only paths to them. A link counts when it leads straight to a node in the

@@ -1,8 +1,10 @@
 import { Effect } from "effect"
 import { createHash } from "node:crypto"
+import { stat } from "node:fs/promises"
 import { join, resolve } from "node:path"
 import { NbdUnavailable } from "../../schema/Errors.ts"
 import * as NbdName from "../../schema/NbdName.ts"
+import * as Files from "../Devices/Files.ts"
 import * as ConfigFile from "./ConfigFile.ts"
 
 /**
@@ -98,6 +100,17 @@ export const deny = (acl: Acl, name: string): Effect.Effect<void, NbdUnavailable
 
 /** The export has left the file. Who was admitted to it is forgotten: what bears its name next is another one. */
 export const close = (acl: Acl, name: string): Effect.Effect<void, NbdUnavailable> => put(acl, name, [])
+
+/** When it came to admit nobody, ms since the epoch: its file was written then; null while it admits somebody. */
+export const fencedAt = (acl: Acl, name: string): Effect.Effect<number | null> =>
+  Effect.flatMap(denies(acl, name), (denied) =>
+    denied
+      ? Files.attempt(() => stat(pathOf(acl, name))).pipe(
+          Effect.map(({ mtimeMs }) => Math.floor(mtimeMs)),
+          Effect.orElseSucceed(() => null)
+        )
+      : Effect.succeed(null)
+  )
 
 /** True when it is there and admits nobody: nbd-server skips comments. */
 export const denies = (acl: Acl, name: string): Effect.Effect<boolean> =>

@@ -3,7 +3,7 @@ import { readdir } from "node:fs/promises"
 import { dirname, join } from "node:path"
 import { Gate } from "../../reconciler/Gate.ts"
 import { Nbd } from "../../reconciler/Nbd.ts"
-import { Misconfigured, NbdUnavailable } from "../../schema/Errors.ts"
+import { type GateClosed, Misconfigured, NbdUnavailable } from "../../schema/Errors.ts"
 import type { Holder, NbdReading, NbdSection } from "../../schema/Inventory.ts"
 import * as NbdClaim from "../../schema/NbdClaim.ts"
 import * as NbdConfig from "../../schema/NbdConfig.ts"
@@ -37,8 +37,10 @@ export const layer = (options: World.Options): Layer.Layer<Nbd, Misconfigured, G
       return {
         observe: (names) => alone(observe(world, names)),
         load: (request) => alone(load(world, request)),
-        fence: (name) => alone(fencing(world, name, Acl.deny)),
+        sections: sections(world),
+        fence: (name) => fencing(world, name, Acl.deny),
         release: (name) => alone(fencing(world, name, Acl.admit)),
+        endClients: (device) => alone(endClients(world, device)),
         pokes: pokes(world)
       }
     })
@@ -92,6 +94,7 @@ const observe = (world: World.World, names: ReadonlyArray<string>): Effect.Effec
       },
       host: listen.host,
       port: listen.port,
+      read_only_port: listen.port,
       sections,
       config_problem: problemOf(written.file, nbd.config, conflict),
       narrowings: narrowingsOf(written, nbd),
@@ -183,14 +186,36 @@ const fencing = (
   world: World.World,
   name: string,
   change: (acl: Acl.Acl, name: string) => Effect.Effect<void, NbdUnavailable>
-): Effect.Effect<void, NbdUnavailable> =>
+): Effect.Effect<void, NbdUnavailable | GateClosed> =>
   Effect.gen(function* () {
     const problem = NbdName.claimProblem(name)
     if (problem !== null) {
       return yield* new NbdUnavailable({ detail: `the export name ${JSON.stringify(name.slice(0, 120))} ${problem}` })
     }
+    yield* world.gate.check
     const { place } = yield* Ref.get(world.memory)
     yield* change(World.aclAt(world, place.host), name)
+  })
+
+/** The processes that serve clients of this device, of earlier mains too; the main holds no device. */
+const endClients = (world: World.World, device: string): Effect.Effect<number, GateClosed> =>
+  Effect.gen(function* () {
+    const { config } = world.options.nbd
+    const holdings = yield* Processes.holders(new Set([device]))
+    const clients = holdings.filter((one) => one.server && one.peer !== null && one.device === device)
+    yield* world.gate.check
+    return clients.filter(({ process }) => Processes.kill(process, config)).length
+  })
+
+const sections = (world: World.World): Effect.Effect<ReadonlyArray<NbdSection>> =>
+  Effect.gen(function* () {
+    const written = yield* Written.read(world)
+    const standing = yield* Written.sections(written, false)
+    return yield* Effect.forEach(standing, (section) =>
+      Effect.map(section.path === null ? Effect.succeed(null) : Node.at(section.path), (node) => {
+        return { ...section, device: node?.identity ?? null }
+      })
+    )
   })
 
 const LISTENER_POLL = "2 seconds"

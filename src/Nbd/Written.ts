@@ -95,7 +95,8 @@ export const sections = (written: Written, stale: boolean): Effect.Effect<Readon
         file: where.included.at(-1)?.path ?? null,
         device: null,
         obstacle: yield* obstacleOf(written, name, where),
-        unfinished: unfinishedOf(where, stale)
+        unfinished: unfinishedOf(where, stale),
+        fenced_at: where.ours ? yield* Acl.fencedAt(written.acl, NbdName.textOf(name)) : null
       })
     }
     return found

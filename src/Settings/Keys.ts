@@ -33,6 +33,8 @@ export const keys = {
   NBD_ALLOW: { example: "127.0.0.1,10.0.0.7" },
   NBD_START: { example: "unit:nbd-server.service" },
   NBD_PIN: { example: "off" },
+  NBD_DRAIN: { example: "60s" },
+  NBD_CALL_DRAIN: { example: "20s" },
   HOLD_FILE: { example: "/run/volumed/hold" },
   RESYNC_INTERVAL: { example: "60s" },
   RESYNC_BUSY_INTERVAL: { example: "15s" },

@@ -63,6 +63,7 @@ export const layerDevices = (world: World): Layer.Layer<Devices> =>
       const links = linksOf(disks)
       return { devices: disks.map((disk) => blockDevice(disk, links)), broken_links: [] }
     }),
+    flush: () => Effect.void,
     pokes: changes(world)
   })
 

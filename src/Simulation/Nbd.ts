@@ -38,7 +38,8 @@ export interface Control {
   config_problem: string | null
   /** Why the next observations and loads fail, or null. */
   broken: string | null
-  readonly fenced: Set<string>
+  /** Since when, ms. */
+  readonly fenced: Map<string, number>
   /** Clients and others that hold devices open. */
   readonly holders: Array<Holder>
   /** How often the server was made to load the file anew. */
@@ -54,7 +55,7 @@ export const make = (options: Options): Control => ({
   loaded: true,
   config_problem: null,
   broken: null,
-  fenced: new Set(),
+  fenced: new Map(),
   holders: [],
   loads: 0,
   listeners: new Set()
@@ -147,13 +148,22 @@ const reading = (control: Control, names: ReadonlyArray<string>, now: number): N
   },
   host: control.options.host ?? "127.0.0.1",
   port: control.options.port ?? 10_809,
-  sections: control.file.map(({ name, path, read_only }) => sectionOf(name, path, read_only)),
+  read_only_port: control.options.port ?? 10_809,
+  sections: sections(control, now),
   config_problem: control.config_problem,
   narrowings: [],
   loaded: control.state === "running" && control.loaded,
   verifications: [...new Set(names)].map((name) => verify(control, name, now)),
   holders: [...control.holders]
 })
+
+/** With what its path leads to, where that is another disk than its name says: a simulated link is believed otherwise. */
+const sections = (control: Control, now: number): ReadonlyArray<NbdSection> =>
+  control.file.map(({ name, path, read_only }) => ({
+    ...sectionOf(name, path, read_only),
+    device: path === null ? null : (control.options.resolve(path, now)?.identity ?? null),
+    fenced_at: control.fenced.get(name) ?? null
+  }))
 
 const available = (control: Control): Effect.Effect<void, NbdUnavailable> =>
   control.broken === null ? Effect.void : Effect.fail(new NbdUnavailable({ detail: control.broken }))
@@ -210,16 +220,31 @@ export const layer = (control: Control): Layer.Layer<Nbd, never, Gate> =>
             Effect.andThen(Clock.currentTimeMillis),
             Effect.andThen((now) => load(control, request, now))
           ),
+        sections: available(control).pipe(
+          Effect.andThen(Clock.currentTimeMillis),
+          Effect.map((now) => sections(control, now))
+        ),
         fence: (name) =>
-          Effect.andThen(
-            available(control),
-            Effect.sync(() => control.fenced.add(name))
-          ),
+          Effect.gen(function* () {
+            yield* available(control)
+            yield* gate.check
+            const now = yield* Clock.currentTimeMillis
+            if (!control.fenced.has(name)) change(control, () => control.fenced.set(name, now))
+          }),
         release: (name) =>
-          Effect.andThen(
-            available(control),
-            Effect.sync(() => control.fenced.delete(name))
-          ),
+          Effect.gen(function* () {
+            yield* available(control)
+            yield* gate.check
+            if (control.fenced.has(name)) change(control, () => control.fenced.delete(name))
+          }),
+        endClients: (device) =>
+          Effect.gen(function* () {
+            yield* available(control)
+            yield* gate.check
+            const clients = control.holders.filter((holder) => holder.device === device && holder.peer !== null)
+            for (const { pid } of clients) leave(control, pid)
+            return clients.length
+          }),
         pokes: Stream.asyncPush<void>(
           (emit) =>
             Effect.acquireRelease(

@@ -14,6 +14,7 @@ const item = (over: Partial<PlanItem>): PlanItem => ({
   gap: null,
   drift: false,
   settled: false,
+  guard: null,
   removal_done: false,
   ...over
 })

@@ -27,6 +27,7 @@ const itemOf = (of: Volume, reason: Reason): PlanItem => ({
   gap: "attachment",
   drift: false,
   settled: false,
+  guard: null,
   removal_done: false
 })
 

@@ -151,7 +151,8 @@ const serving = {
         file: null,
         device: null,
         obstacle: null,
-        unfinished: null
+        unfinished: null,
+        fenced_at: null
       })),
       verifications: [verification("a", "served"), verification("b", "denied")]
     }

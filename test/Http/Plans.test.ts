@@ -157,6 +157,7 @@ const exporting = (served: boolean): Inventory => ({
     server: { state: "running", pid: 7, problem: null },
     host: "127.0.0.1",
     port: 10809,
+    read_only_port: 10_809,
     sections: [
       sectionOf(`migration-vol-${volumeId}`, "/dev/disk/by-id/virtio-c6ef61d1300f442a86e5", false),
       { ...sectionOf("somebody-elses", "/dev/sdz", true), device: "65:144" }

@@ -52,6 +52,7 @@ export interface World {
   /** Readings of the history. */
   eventReads: number
   poked: ReadonlyArray<Uid>
+  consented: ReadonlyArray<Uid>
   ready: ReadonlySet<string>
   held: ReadonlyArray<Held>
   drifting: ReadonlySet<string>
@@ -93,6 +94,7 @@ export const emptyInventory: Inventory = {
     server: { state: "running", pid: 1, problem: null },
     host: "127.0.0.1",
     port: 10809,
+    read_only_port: 10_809,
     sections: [],
     config_problem: null,
     narrowings: [],
@@ -115,6 +117,7 @@ export const makeWorld = (): World => ({
   onSync: Effect.void,
   eventReads: 0,
   poked: [],
+  consented: [],
   ready: new Set(),
   held: [],
   drifting: new Set(),
@@ -380,6 +383,7 @@ const planOf = (world: World, declarations: ReadonlyArray<Declaration>): Plan =>
     gap: world.drifting.has(declaration.name) ? "attachment" : null,
     drift: world.drifting.has(declaration.name),
     settled: world.ready.has(declaration.name),
+    guard: null,
     removal_done: false
   })),
   held: world.held,
@@ -415,6 +419,7 @@ const reconciler = (world: World, changes: PubSub.PubSub<void>) =>
     status: (declaration) => Effect.sync(() => statusOf(world, declaration)),
     connections: Effect.sync(() => (world.inventory?.nbd._tag === "Known" ? world.inventory.nbd.value.holders : [])),
     sync: Effect.suspend(() => (world.databaseDown ? Effect.fail(down) : Effect.as(world.onSync, summary))),
+    endClients: (uid) => Effect.sync(() => void (world.consented = [...world.consented, uid])),
     poke: (uids) => Effect.sync(() => void (world.poked = [...world.poked, ...uids])),
     changes: Stream.fromPubSub(changes)
   })

@@ -52,7 +52,8 @@ export const make: Effect.Effect<Appliance, never, Scope.Scope> = Effect.gen(fun
       port,
       allow: [host],
       explicit: { host: true, port: true, allow: true },
-      start: "auto"
+      start: "auto",
+      pin: false
     },
     state_dir: join(dir, "state"),
     by_id_dir: join(dir, "by-id"),

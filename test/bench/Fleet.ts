@@ -157,6 +157,7 @@ const nbdOf = (volumes: ReadonlyArray<CloudVolume>, now: number): NbdReading => 
   server: { state: "running", pid: 1, problem: null },
   host: "127.0.0.1",
   port: 10_809,
+  read_only_port: 10_809,
   sections: volumes.map(({ id }) => sectionOf(exportNameOf(id), linkTo(id), false)),
   config_problem: null,
   narrowings: [],

@@ -21,6 +21,8 @@ export const measure = (): ReadonlyArray<Measure.Measure> => {
     destructive_last_hour: 0,
     approved: new Set(),
     backoff: new Map(),
+    consents: new Map(),
+    astray: new Set(),
     hold: null,
     maintenance: null,
     withheld: [],

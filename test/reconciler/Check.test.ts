@@ -83,6 +83,7 @@ const item = (next: Action): PlanItem => ({
   gap: "attachment",
   drift: false,
   settled: false,
+  guard: null,
   removal_done: false
 })
 

@@ -433,6 +433,8 @@ const planFor = (given: Import.Left, declarations: ReadonlyArray<Declaration>) =
       inventory,
       limits,
       backoff: new Map(),
+      consents: new Map(),
+      astray: new Set(),
       hold: null,
       digest: () => "digest"
     })

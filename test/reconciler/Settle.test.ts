@@ -128,6 +128,7 @@ const nbd = (over: Partial<NbdReading> = {}): NbdReading => ({
   server: { state: "running", pid: 1, problem: null },
   host: "127.0.0.1",
   port: 10809,
+  read_only_port: 10_809,
   sections: [],
   config_problem: null,
   narrowings: [],

@@ -9,6 +9,8 @@ const programs: ReadonlyArray<{ readonly program: string; readonly package: stri
   { program: "nbd-server", package: "nbd-server" },
   { program: "nbdinfo", package: "libnbd-bin" },
   { program: "nbdcopy", package: "libnbd-bin" },
+  { program: "nbdkit", package: "nbdkit" },
+  { program: "qemu-img", package: "qemu-utils" },
   { program: "mariadbd", package: "mariadb-server-core" },
   { program: "mariadb-install-db", package: "mariadb-server-core" },
   { program: "my_print_defaults", package: "mariadb-client-core" }
