@@ -7,7 +7,9 @@ const LONG: ReadonlyArray<string> = [
   "test/property/Convergence.test.ts",
   "test/Store/MariaDbFaults.test.ts",
   "test/property/Creates.test.ts",
-  "test/Http/V1Ends.test.ts"
+  "test/Http/V1Ends.test.ts",
+  "test/Nbd/Endurance.test.ts",
+  "test/Nbd/Daemon.test.ts"
 ]
 
 class LongestFirst extends BaseSequencer {

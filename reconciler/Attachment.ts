@@ -3,7 +3,8 @@ import { exportNameOf, type VmId } from "../schema/Ids.ts"
 import type { Case, Decision, World } from "./Case.ts"
 import { because, block, causeOf, incomplete, madeRoot, rootVolume, tooSmall, unmet, vmText } from "./Case.ts"
 import { deviceAmbiguous, deviceForbidden, guestUnread } from "./Device.ts"
-import { inUse, nbdProblem, nbdUnread, unexport, unexportProblem } from "./Export.ts"
+import * as Clients from "./Clients.ts"
+import { nbdProblem, nbdUnread, unexport, unexportProblem } from "./Export.ts"
 import { firstTag } from "./Tags.ts"
 import * as Merge from "./Merge.ts"
 
@@ -231,5 +232,5 @@ const heldProblem = (c: Case): Blocked | null => {
     )
   }
   const forbidden = c.view.device?.forbidden ?? null
-  return inUse(c) ?? (forbidden === null ? null : deviceForbidden(forbidden))
+  return Clients.hold(c) ?? (forbidden === null ? null : deviceForbidden(forbidden))
 }

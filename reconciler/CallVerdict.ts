@@ -242,7 +242,7 @@ const exportOf = ({ declaration, inventory, item }: Evidence, status: Status) =>
   return {
     name: status.export?.name ?? declaration?.binding.export?.name ?? (volume === null ? "" : exportNameOf(volume)),
     host: nbd._tag === "Known" ? nbd.value.host : "",
-    port: nbd._tag === "Known" ? nbd.value.port : 0,
+    port: nbd._tag === "Known" ? nbd.value[declaration?.spec.read_only === true ? "read_only_port" : "port"] : 0,
     state: served ? "active" : "pending",
     ...(served ? {} : { problem: item?.blocked?.message ?? condition?.message ?? "it is not served yet" })
   }

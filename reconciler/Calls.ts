@@ -7,6 +7,7 @@ import type { Inventory } from "../schema/Inventory.ts"
 import { hasEnded, type Operation } from "../schema/Operation.ts"
 import * as Call from "./Call.ts"
 import * as CallVerdict from "./CallVerdict.ts"
+import * as LogFields from "./LogFields.ts"
 import * as Statuses from "./Status.ts"
 import type { Advance, Store } from "./Store.ts"
 import * as Withdrawal from "./Withdrawal.ts"
@@ -122,7 +123,7 @@ export const make = (store: Store["Type"]) => {
       Effect.catchTag("PreconditionLost", "GenerationConflict", (error) =>
         Effect.logDebug("a call is looked at again", error.message)
       ),
-      Effect.annotateLogs({ volume: call.name, call: call.type, operation: call.id })
+      Effect.annotateLogs(LogFields.ofOperation(call, "call"))
     )
 
   return {

@@ -1,7 +1,7 @@
 import type { Action, Aspect, Blocked, Reason } from "../schema/Action.ts"
 import { reasons } from "../schema/Action.ts"
 import type { Declaration, Spec } from "../schema/Declaration.ts"
-import type { VmId, VolumeId } from "../schema/Ids.ts"
+import type { Uid, VmId, VolumeId } from "../schema/Ids.ts"
 import type { CloudVolume } from "../schema/Inventory.ts"
 import type { Limits } from "../schema/Settings.ts"
 import * as Merge from "./Merge.ts"
@@ -17,6 +17,9 @@ export interface World {
   readonly retrying: (uid: string) => boolean
   /** The id that a volume created for this declaration has, where the account may choose one. */
   readonly chosenId: (declaration: Declaration) => VolumeId
+  /** As in the planner's input. */
+  readonly consents: ReadonlyMap<Uid, number>
+  readonly astray: ReadonlySet<string>
 }
 
 /** What is to be done about one volume, seen alone: queues, budgets and holds come later. */
@@ -77,6 +80,13 @@ export interface Case {
 
 export const wishOf = (spec: Spec, appliance: VmId): VmId | "none" | null =>
   spec.attached_to === "appliance" ? appliance : spec.attached_to
+
+/** Its export, or the volume itself, is to go from the appliance. One that is forgotten is left as it is. */
+export const isLeaving = ({ deletion, spec }: Declaration, appliance: VmId): boolean => {
+  if (deletion !== null) return deletion.policy !== "forget"
+  const wish = wishOf(spec, appliance)
+  return spec.export_wanted === false || (wish !== null && wish !== appliance)
+}
 
 export const caseOf = (world: World, view: Merge.View, row: CloudVolume): Case => {
   const { declaration } = view

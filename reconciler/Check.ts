@@ -1,4 +1,4 @@
-import type { Action, Plan, PlanItem } from "../schema/Action.ts"
+import type { Action, Guard, Plan, PlanItem } from "../schema/Action.ts"
 import { UID_TAG } from "../schema/Action.ts"
 import type { Declaration } from "../schema/Declaration.ts"
 import { serialOf } from "../schema/Ids.ts"
@@ -37,16 +37,20 @@ type Rule = (facts: Facts, declaration: Declaration, action: Action, row: CloudV
 
 /** Look at a finished plan with other eyes than those that made it. Empty when every invariant holds. */
 export const check = (input: Input, plan: Plan): ReadonlyArray<Violation> => {
-  const acting = plan.items.filter((item) => item.next !== null)
-  if (acting.length === 0) return []
-  const facts = factsOf(input, acting)
-  return [...acting.flatMap((item) => ofOne(facts, item)), ...ofMany(facts, acting)]
+  const touching = plan.items.filter((item) => item.next !== null || item.guard !== null)
+  if (touching.length === 0) return []
+  const facts = factsOf(input, touching)
+  const acting = touching.filter((item) => item.next !== null)
+  return [...touching.flatMap((item) => [...ofOne(facts, item), ...ofGuard(facts, item)]), ...ofMany(facts, acting)]
 }
 
 const factsOf = (input: Input, acting: ReadonlyArray<PlanItem>): Facts => {
   const { cloud, guest, nbd } = input.inventory
   const touched = new Set<VolumeId>()
-  for (const { next } of acting) if (next !== null && next._tag !== "Create") touched.add(next.volume_id)
+  for (const { next, volume_id } of acting) {
+    if (volume_id !== null) touched.add(volume_id)
+    if (next !== null && next._tag !== "Create") touched.add(next.volume_id)
+  }
   const rows = new Map<VolumeId, CloudVolume>()
   if (cloud._tag === "Known") for (const row of cloud.value.volumes) if (touched.has(row.id)) rows.set(row.id, row)
   const uids = new Set(acting.map((item) => item.uid))
@@ -314,6 +318,87 @@ const rules: ReadonlyArray<readonly [Violation["invariant"], Rule]> = [
   ["S17", trusted],
   ["S17", restful],
   ["S23", notStolen]
+]
+
+/** What one rule says about a guard; null when it is content. */
+type GuardRule = (facts: Facts, declaration: Declaration, guard: Guard) => string | null
+
+const ofGuard = (facts: Facts, { guard, uid }: PlanItem): ReadonlyArray<Violation> => {
+  const declaration = facts.declarations.get(uid)
+  if (guard === null) return []
+  if (declaration === undefined) return [{ invariant: "S4", uid, message: "nobody declared this export" }]
+  return guardRules.flatMap(([invariant, rule]) => {
+    const message = rule(facts, declaration, guard)
+    return message === null ? [] : [{ invariant, uid, message: `${guard._tag}: ${message}` }]
+  })
+}
+
+const unheld: GuardRule = ({ input }, { spec }, { _tag }) => {
+  const hold = input.hold ?? input.maintenance
+  if (hold !== null) return `nothing may be changed: ${hold}`
+  const running = spec.paused !== null && (spec.paused.until === undefined || Date.parse(spec.paused.until) > input.now)
+  return running && _tag !== "Fence" ? "the declaration is paused" : null
+}
+
+const ownExport: GuardRule = (facts, { binding, deletion, uid }, { _tag, export_name }) => {
+  if (binding.export?.name !== export_name) return `${export_name} is not this declaration's export`
+  const rival = facts.input.declarations.find(
+    (d) => d.uid !== uid && d.removed_at === null && d.binding.export?.name === export_name
+  )
+  if (rival !== undefined) return `${export_name} is ${rival.name}'s as well`
+  const holders = binding.volume_id === null ? 0 : (facts.bound.get(binding.volume_id) ?? 0)
+  if (holders !== 1) return `${holders} declarations are bound to the volume`
+  return deletion?.policy === "forget" && _tag !== "Release" ? "its declaration is forgotten" : null
+}
+
+/** The disks that bear the volume's serial, whatever the planner made of them. */
+const disksOf = ({ guest }: Facts, { binding }: Declaration) => {
+  const serial = binding.volume_id === null ? null : serialOf(binding.volume_id)
+  return (guest?.devices ?? []).filter((device) => device.serial === serial)
+}
+
+const goes = ({ input }: Facts, { deletion, spec }: Declaration): boolean => {
+  if (deletion !== null) return deletion.policy !== "forget"
+  const to = spec.attached_to === "appliance" ? input.inventory.appliance_vm_id : spec.attached_to
+  return spec.export_wanted === false || (to !== null && to !== input.inventory.appliance_vm_id)
+}
+
+const openedRightly: GuardRule = (facts, declaration, guard) => {
+  if (guard._tag !== "Release") return null
+  const section = facts.nbd?.sections.find(({ name }) => name === guard.export_name)
+  const disks = disksOf(facts, declaration)
+  if (section === undefined) return "the file has no section for it"
+  if (disks.length !== 1) return `${disks.length} disks bear the volume's serial`
+  if (disks[0]?.identity !== section.device) return `its path leads to ${section.device ?? "no disk"}`
+  if (disks[0]?.forbidden != null) return `the disk must not be exported: ${disks[0].forbidden}`
+  if (facts.input.astray.has(guard.export_name)) return "it led to another disk lately"
+  return goes(facts, declaration) ? "it is to go" : null
+}
+
+const agreed: GuardRule = (facts, declaration, guard) => {
+  if (guard._tag !== "EndClients") return null
+  const consent = facts.input.consents.get(declaration.uid)
+  if (consent === undefined || consent > facts.input.now) return "nobody agreed to that"
+  const disks = disksOf(facts, declaration)
+  if (disks.length !== 1 || disks[0]?.identity !== guard.device) return `${guard.device} is not this volume's disk`
+  const section = facts.nbd?.sections.find(({ name }) => name === guard.export_name)
+  return section !== undefined && section.fenced_at === null ? "new clients are let in still" : null
+}
+
+/** Without a wish for it the only reason is that CloudStack shows the volume elsewhere, where it cannot be served. */
+const leaving: GuardRule = (facts, declaration, guard) => {
+  if (guard._tag !== "EndClients" || goes(facts, declaration)) return null
+  const { volume_id } = declaration.binding
+  const row = volume_id === null ? undefined : facts.rows.get(volume_id)
+  return row !== undefined && row.vm_id !== facts.input.inventory.appliance_vm_id ? null : "nothing is to leave"
+}
+
+const guardRules: ReadonlyArray<readonly [Violation["invariant"], GuardRule]> = [
+  ["S3", openedRightly],
+  ["S4", ownExport],
+  ["S8", unheld],
+  ["S11", agreed],
+  ["S11", leaving]
 ]
 
 const ofMany = (facts: Facts, acting: ReadonlyArray<PlanItem>): ReadonlyArray<Violation> => {

@@ -4,10 +4,13 @@ import type { CloudStackRefused, OutcomeUnknown, StoreUnavailable } from "../sch
 import { GateClosed, PreconditionLost } from "../schema/Errors.ts"
 import type { OperationId, Uid, VolumeId } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
+import * as Clearance from "./Clearance.ts"
 import { type Accepted, CloudStack, CloudStackRead } from "./CloudStack.ts"
+import { Devices } from "./Devices.ts"
 import * as Failpoint from "./Failpoint.ts"
 import type { FreshRead, Intent } from "./Intent.ts"
 import { under } from "./Leadership.ts"
+import * as LogFields from "./LogFields.ts"
 import * as Metrics from "./Metrics.ts"
 import { Nbd, type WantedExport } from "./Nbd.ts"
 import { EXPIRY_MS } from "./Settle.ts"
@@ -67,6 +70,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
   const running = yield* Ref.make<ReadonlySet<OperationId>>(new Set())
   const newest = yield* Ref.make<ReadonlyMap<Uid, OperationId>>(new Map())
   const turns = yield* Effect.makeSemaphore(calls)
+  const clear = Clearance.make(nbd, yield* Devices)
 
   const begin = (id: OperationId) => Ref.update(running, (set) => new Set([...set, id]))
   const end = (id: OperationId) => Ref.update(running, (set) => new Set([...set].filter((other) => other !== id)))
@@ -110,7 +114,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
           onNone: () => Effect.fail(new PreconditionLost({ detail: `the declaration ${name} is gone` })),
           onSome: (found) =>
             found.uid === uid && found.generation === generation
-              ? Effect.void
+              ? Effect.succeed(found)
               : Effect.fail(
                   new PreconditionLost({ detail: `planned for generation ${generation}, not ${found.generation}` })
                 )
@@ -198,7 +202,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
       else yield* refused(intent, outcome.left)
       yield* Failpoint.pass("answer.recorded")
     }).pipe(
-      Effect.annotateLogs({ volume: intent.action.name, action: intent.action._tag, operation: intent.operation_id }),
+      Effect.annotateLogs(LogFields.ofAction(intent.action, intent.operation_id)),
       Effect.catchAllCause((cause) =>
         Cause.isInterruptedOnly(cause)
           ? Effect.failCause(cause)
@@ -238,20 +242,30 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
       return volume === undefined ? null : { started_at: reading.started_at, volume }
     })
 
+  /** All that must hold when the call leaves; the volume's row, read last. */
+  const checked = Effect.fnUntraced(function* (action: CloudAction, fresh: ReadonlyMap<VolumeId, FreshRead>) {
+    if (action._tag === "Detach" && action.on_appliance) yield* clear(action, yield* stillWished(action))
+    const volume = yield* younger(action, fresh)
+    yield* stillWished(action)
+    return volume
+  })
+
   const startCloud = (action: CloudAction, fresh: ReadonlyMap<VolumeId, FreshRead>) =>
     Effect.gen(function* () {
       const intent = yield* intend(action)
       if (intent === null) return
       yield* begin(intent.operation_id)
-      const run = Effect.andThen(younger(action, fresh), (read) => Effect.as(stillWished(action), read)).pipe(
+      const run = checked(action, fresh).pipe(
         Effect.matchCauseEffect({
           onFailure: (cause) =>
             refused(
               intent,
-              new PreconditionLost({
-                detail: `not fit to be sent right before the call: ${Cause.pretty(cause)}`
-              })
-            ).pipe(Effect.ignoreLogged, Effect.ensuring(end(intent.operation_id))),
+              new PreconditionLost({ detail: `not fit to be sent right before the call: ${wordsOf(cause)}` })
+            ).pipe(
+              Effect.andThen(Effect.logDebug("not sent", cause)),
+              Effect.ignoreLogged,
+              Effect.ensuring(end(intent.operation_id))
+            ),
           onSuccess: (volume) => call(intent, volume)
         })
       )
@@ -320,6 +334,9 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
     start
   } satisfies Execute as Execute
 })
+
+const wordsOf = (cause: Cause.Cause<Error>): string =>
+  Option.match(Cause.failureOption(cause), { onNone: () => Cause.pretty(cause), onSome: ({ message }) => message })
 
 const withRead = <A>(
   fresh: FreshRead | null,

@@ -1,9 +1,11 @@
 import type { Action, Blocked } from "../schema/Action.ts"
 import type { BlockDevice, NbdSection } from "../schema/Inventory.ts"
+import * as Clients from "./Clients.ts"
 import type { Case, Decision, World } from "./Case.ts"
 import { because, block, causeOf, cloudUnread, tooSmall, unmet, wishOf } from "./Case.ts"
 import { awaited, deviceAmbiguous, deviceForbidden, guestUnread } from "./Device.ts"
 import * as Merge from "./Merge.ts"
+import * as Served from "./Served.ts"
 
 /** The export goes where it is not wanted or the volume leaves. Null when nothing of it is left. */
 export const withdraw = (c: Case): Decision | null => {
@@ -56,19 +58,9 @@ export const unexportProblem = (c: Case): Blocked | null => {
   if (c.view.guest === "ambiguous") return deviceAmbiguous(c)
   if (c.here && c.view.guest === "unread") return guestUnread(c.world)
   if (c.view.nbd === "partial") return nbdUnread(c.world)
-  return nbdProblem(c.world) ?? inUse(c)
-}
-
-export const inUse = (c: Case): Blocked | null => {
-  const [holder] = c.view.holders
-  if (holder === undefined) return null
-  const who = holder.peer === null ? `${holder.command} (pid ${holder.pid})` : `a client at ${holder.peer}`
-  const more = c.view.holders.length > 1 ? ` and ${c.view.holders.length - 1} more` : ""
-  return block(
-    "InUse",
-    `${who}${more} has ${c.view.device?.kernel_path ?? "the device"} open`,
-    "end the transfer or wait for it; the volume leaves as soon as nobody has it open"
-  )
+  // Where no server is installed and none listens, there is only the file to be written.
+  const alone = c.world.merged.nbd?.server.state === "not_installed"
+  return (alone ? fileProblem(c.world) : nbdProblem(c.world)) ?? Clients.hold(c)
 }
 
 export const detect = (c: Case): Decision | null => {
@@ -86,14 +78,35 @@ export const detect = (c: Case): Decision | null => {
   }
 }
 
-/** The export is served, and by another disk than the volume's: it must go at once (S3). */
+/**
+ * The volume's disk is not here, and its export leads to another one: nobody new may open it (S3), which a fence sees to
+ * at once and without a load, for links cross for moments when a guest starts (D11). Where a fence does not help, because
+ * no section stands for what is served or the server does not heed it, the export goes.
+ */
 const astray = (c: Case): Decision | null => {
-  const { verification } = c.view
-  const wrong = verification?.outcome === "served" && verification.device !== null
-  if (c.declaration.binding.export === null || !wrong) return null
-  const why = `${verification.name} is served from ${verification.device}, which is not this volume's disk`
-  return unmet("export", c.met, unexport(c, verification.name, "drift", why), unexportProblem(c))
+  const wrong = c.declaration.binding.export === null ? null : Served.astray(c.world.merged, c.view)
+  if (wrong === null) return null
+  const { own, verification } = c.view
+  if (verification?.outcome !== "served" || (own !== null && !outlasts(c, own))) return wrongDevice(c.view, wrong)
+  return unmet("export", c.met, unexport(c, verification.name, "drift", wrong), unexportProblem(c))
 }
+
+const outlasts = ({ declaration, world }: Case, own: NbdSection): boolean => {
+  const since = own.fenced_at ?? declaration.binding.drift_since
+  return since !== null && world.now - since >= world.limits.device_timeout_ms
+}
+
+const wrongDevice = (view: Merge.View, wrong: string): Decision =>
+  unmet(
+    "export",
+    met(view),
+    null,
+    block(
+      "WrongDevice",
+      `${wrong}; new clients are denied until it leads to the right one`,
+      "check the links in BY_ID_DIR (ls -l) and udev's rules; volumed devices shows each disk's serial"
+    )
+  )
 
 export const nbdUnread = (world: World) => {
   const { nbd } = world.merged.inventory
@@ -105,17 +118,24 @@ export const nbdUnread = (world: World) => {
   )
 }
 
+/** Why the NBD server's file cannot be written now, or null. */
+const fileProblem = (world: World): Blocked | null => {
+  const { nbd } = world.merged
+  if (nbd === null) return nbdUnread(world)
+  return nbd.config_problem === null
+    ? null
+    : block(
+        "NbdConfigBroken",
+        `the NBD server's file cannot be used: ${nbd.config_problem}`,
+        "repair the file, or move it away so that volumed writes a new one"
+      )
+}
+
 /** Why the NBD server cannot be made to serve another file now, or null. */
 export const nbdProblem = (world: World): Blocked | null => {
   const { nbd } = world.merged
-  if (nbd === null) return nbdUnread(world)
-  if (nbd.config_problem !== null) {
-    return block(
-      "NbdConfigBroken",
-      `the NBD server's file cannot be used: ${nbd.config_problem}`,
-      "repair the file, or move it away so that volumed writes a new one"
-    )
-  }
+  const problem = fileProblem(world)
+  if (nbd === null || problem !== null) return problem
   switch (nbd.server.state) {
     case "running":
     case "absent":
@@ -137,12 +157,17 @@ const servedAgain = (world: World, view: Merge.View): Action | null => {
   const { binding, spec } = view.declaration
   const { device } = view
   if (binding.export === null || binding.volume_id === null || device === null || device.forbidden !== null) return null
+  if (isSpoiled(device, spec.read_only)) return null
   if (view.nbd === "unread" || device.size === 0 || !device.by_id_paths.includes(binding.export.path)) return null
   if (view.own !== null && (view.own.path !== binding.export.path || view.own.read_only !== spec.read_only)) return null
-  if (looksRight(view, device, spec.read_only) || rivalOf(view) !== null) return null
+  if (Served.looksRight(view, device, spec.read_only) || rivalOf(view) !== null) return null
   return {
     _tag: "Export",
-    ...because(view, "recovery", `${binding.export.name} was served before and is not: ${howServed(world, view)}`),
+    ...because(
+      view,
+      "recovery",
+      `${binding.export.name} was served before and is not: ${Served.how(world.merged, view)}`
+    ),
     volume_id: binding.volume_id,
     export_name: binding.export.name,
     path: binding.export.path,
@@ -161,33 +186,43 @@ export const blindly = (world: World, view: Merge.View): Decision => {
   const wish = wishOf(spec, appliance)
   if (!wanted || (wish !== null && wish !== appliance) || binding.settled_generation < generation) return unread
   const again = servedAgain(world, view)
-  return again === null ? unread : unmet("export", true, again, nbdProblem(world))
+  return shut(world, view) ?? (again === null ? unread : unmet("export", true, again, nbdProblem(world)))
 }
 
-/** Section and handshake are as they should be, as far as they can be seen. */
-const looksRight = ({ own, verification: v }: Merge.View, device: BlockDevice, read_only: boolean): boolean =>
-  own !== null &&
-  own.unfinished === null &&
-  own.read_only === read_only &&
-  v !== null &&
-  v.outcome === "served" &&
-  v.size === device.size &&
-  v.read_only === read_only &&
-  (v.device === device.identity || v.device === null)
+/**
+ * Guest and NBD server read the links one after the other, and a link that flaps shows each another disk. Where they
+ * disagree for longer, ms, it is what the server has opened that is another disk, and another load mends that.
+ */
+const DISAGREED_MS = 5_000
 
-/** What can be seen includes the serving process's own device: the proof that these are the volume's bytes (S3). */
-const servedRight = (view: Merge.View, device: BlockDevice, read_only: boolean): boolean =>
-  looksRight(view, device, read_only) && view.verification?.device === device.identity
+/**
+ * The section is written and loaded as it should be, so that another load would mend nothing: it leads astray, or it is
+ * fenced. Null when it is neither.
+ */
+const shut = (world: World, view: Merge.View): Decision | null => {
+  const { declaration, device, own } = view
+  if (own === null || device === null || !Served.isLoaded(world.merged, view, declaration.spec.read_only)) return null
+  const wrong = Served.misledBy(world.merged, view)
+  const waited = own.fenced_at === null ? 0 : world.now - own.fenced_at
+  if (wrong !== null) return waited < DISAGREED_MS ? wrongDevice(view, wrong) : null
+  if (own.fenced_at === null || device.forbidden !== null || device.size === 0) return null
+  return unmet("export", met(view), null, fenced(world, own))
+}
 
-const howServed = (world: World, view: Merge.View): string => {
-  const { verification: v } = view
-  const state = world.merged.nbd?.server.state ?? "unread"
-  if (view.own === null) return "the file has no section for it"
-  if (view.own.unfinished !== null) return view.own.unfinished
-  if (state !== "running") return `the server is ${state}`
-  if (v === null) return "it was not asked for yet"
-  if (v.outcome !== "served") return `the server answered ${v.outcome}${v.message === null ? "" : ` (${v.message})`}`
-  return `it is served with ${v.size} bytes, ${v.read_only === true ? "read-only" : "writable"}, from ${v.device ?? "an unknown device"}`
+const met = ({ declaration }: Merge.View): boolean => declaration.binding.settled_generation >= declaration.generation
+
+const fenced = ({ astray }: World, own: NbdSection): Blocked => {
+  const since = own.fenced_at === null ? "" : ` since ${Served.timeText(own.fenced_at)}`
+  const denied = `new clients of ${own.name} are denied${since}`
+  if (own.device === null)
+    return block("Fenced", `${denied}; ${own.path} leads to no disk`, "nothing: the link is watched")
+  return astray.has(own.name)
+    ? block(
+        "Fenced",
+        `${denied}: it led to another disk lately`,
+        "nothing: they are let in again when it has led to the right one for half a minute"
+      )
+    : block("Fenced", denied, "nothing: it leads to its disk, and they are let in again")
 }
 
 /** A foreign section that becomes ours with the next export; one that had a name of its own before keeps that. */
@@ -201,15 +236,38 @@ export const serve = (c: Case): Decision | null => {
   if (c.view.nbd === "unread") return unmet("export", c.met, null, nbdUnread(c.world))
   const section = c.view.own ?? claimableOf(c)
   const [best] = device.by_id_paths
-  if (best === undefined) return unmet("device", c.met, null, awaited(c, "no by-id link leads to its disk"))
+  if (best === undefined) return linkless(c)
   const kept = section?.path != null && device.by_id_paths.includes(section.path)
   const path = kept && section.path !== null ? section.path : best
-  if (kept && servedRight(c.view, device, c.spec.read_only)) return null
+  if (kept && Served.servedRight(c.view, device, c.spec.read_only)) return unfit(c, device)
   return (
+    (isSpoiled(device, c.spec.read_only) ? unfit(c, device) : null) ??
+    (kept ? shut(c.world, c.view) : null) ??
     reserve(c) ??
     (kept ? unverified(c, device) : null) ??
     unmet("export", c.met, exporting(c, device, path), exportProblem(c, device))
   )
+}
+
+const linkless = (c: Case): Decision => {
+  const wrong = Served.misledBy(c.world.merged, c.view)
+  return wrong === null
+    ? unmet("device", c.met, null, awaited(c, "no by-id link leads to its disk"))
+    : wrongDevice(c.view, wrong)
+}
+
+const isSpoiled = (device: BlockDevice, read_only: boolean) => device.read_only && !read_only
+
+/** Its disk must not be served, or what a client writes would be lost: nbd-server may announce such a disk as writable. */
+const unfit = (c: Case, device: BlockDevice): Decision | null => {
+  if (device.forbidden !== null) return unmet("export", c.met, null, deviceForbidden(device.forbidden))
+  if (!isSpoiled(device, c.spec.read_only)) return null
+  const problem = block(
+    "DeviceReadOnly",
+    `the guest's kernel shows ${device.kernel_path} as read-only, and it is to be writable`,
+    "look for I/O errors (dmesg) and for a volume that CloudStack attached read-only, or declare read_only: true"
+  )
+  return unmet("device", c.met, null, problem)
 }
 
 /** A proven export comes back as it was, whatever became of sizes meanwhile: a mismatch is no reason to unexport. */
@@ -221,7 +279,7 @@ const reserve = (c: Case): Decision | null => {
 
 /** Served as far as can be seen, by a process whose open files could not be read: no reason to load again, no proof. */
 const unverified = (c: Case, device: BlockDevice): Decision | null => {
-  if (!looksRight(c.view, device, c.spec.read_only)) return null
+  if (!Served.looksRight(c.view, device, c.spec.read_only)) return null
   const message = `${Merge.exportName(c.view)} is served, but from which device could not be read`
   const advice = "run volumed with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, as its unit file does"
   return unmet("export", c.met, null, block("NbdUnread", message, advice))
@@ -251,7 +309,8 @@ const exporting = (c: Case, device: BlockDevice, path: string): Action => {
   }
   const claim =
     own === null && section !== null ? `; the section ${section.name}${standsIn(section)} is taken over` : ""
-  const why = section === null ? "it should be served and is not" : `it should be served: ${howServed(c.world, c.view)}`
+  const why =
+    section === null ? "it should be served and is not" : `it should be served: ${Served.how(c.world.merged, c.view)}`
   return { _tag: "Export", ...because(c.view, causeOf(c.met), why + claim), ...common }
 }
 

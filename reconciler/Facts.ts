@@ -31,7 +31,16 @@ export const learn = (
   const merged = Merge.make(inventory, living)
   const approved = options.approved ?? new Set()
   const { suspect } = Suspicion.make(merged, living, limits, now, approved)
-  const world: Case.World = { now, merged, limits, suspect, retrying: () => false, chosenId: () => Merge.unborn }
+  const world: Case.World = {
+    now,
+    merged,
+    limits,
+    suspect,
+    retrying: () => false,
+    chosenId: () => Merge.unborn,
+    consents: new Map(),
+    astray: new Set()
+  }
   const learned: Array<Learned> = []
   for (const declaration of living) {
     if (declaration.binding.volume_id === null) continue

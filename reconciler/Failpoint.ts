@@ -22,10 +22,11 @@ export const marks = [
   "file.prepared",
   /** Renamed, the directory not synced. */
   "file.renamed",
+  /** What leaves admits nobody any more, and still stands in the file. */
+  "nbd.denied",
   "nbd.admitted",
   /** The file says what is wanted, the process still serves what was. */
   "nbd.stored",
-  "nbd.denied",
   /** The main is gone, its successor not started: nothing listens. */
   "nbd.ended",
   "nbd.started",

@@ -1,5 +1,5 @@
-import { Clock, Duration, Effect, Fiber, Layer, Ref, Stream } from "effect"
-import type { Plan, PlanItem } from "../schema/Action.ts"
+import { Clock, Duration, Effect, Fiber, Layer, Queue, Ref, Stream } from "effect"
+import type { Action, Plan, PlanItem } from "../schema/Action.ts"
 import type { Declaration } from "../schema/Declaration.ts"
 import type { StoreUnavailable } from "../schema/Errors.ts"
 import type { OperationId, Uid, VmId } from "../schema/Ids.ts"
@@ -9,17 +9,22 @@ import type { Limits } from "../schema/Settings.ts"
 import * as Calls from "./Calls.ts"
 import * as Check from "./Check.ts"
 import { CloudStack, CloudStackRead, type Job } from "./CloudStack.ts"
+import * as Consents from "./Consents.ts"
 import { Devices } from "./Devices.ts"
+import * as Doorkeeper from "./Doorkeeper.ts"
 import * as Execute from "./Execute.ts"
 import * as Facts from "./Facts.ts"
 import { Gate } from "./Gate.ts"
 import { Leadership, notLeading, obstacle, under } from "./Leadership.ts"
+import * as LogFields from "./LogFields.ts"
 import * as Metrics from "./Metrics.ts"
 import { Nbd } from "./Nbd.ts"
 import * as Observe from "./Observe.ts"
 import * as Picture from "./Picture.ts"
 import * as Plans from "./Plan.ts"
 import { Reconciler } from "./Reconciler.ts"
+import * as Rounds from "./Rounds.ts"
+import * as Sentry from "./Sentry.ts"
 import * as Settle from "./Settle.ts"
 import * as Standing from "./Standing.ts"
 import { type Maintenance, Store } from "./Store.ts"
@@ -41,7 +46,10 @@ const JOBS_A_PASS = 16
 /** A scan of the processes may be answered again for so long. */
 const CONNECTIONS_AGE = Duration.millis(250)
 
-/** Between two passes that local changes cause, at least; the first one is looked at at once. */
+/** Links come in bursts: so much later they are looked at together. A burst without end is looked at all the same (L5). */
+const GATHER_POKES = Duration.millis(50)
+
+/** Between two passes that local changes cause, at least. */
 const BETWEEN_POKES = Duration.millis(500)
 
 /** The database is asked for so long before a look goes on with what it said last. */
@@ -72,7 +80,11 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   const known = yield* Ref.make(Standing.blank)
   const machines = yield* Ref.make<Observe.Machines | null>(null)
   const onePass = yield* Effect.makeSemaphore(1)
-  const consents = yield* Ref.make<ReadonlyMap<Uid, number>>(new Map())
+  const consents = yield* Consents.make(options.appliance_vm_id, options.limits.call_drain_ms)
+  const rounds = yield* Rounds.make(nbd, picture, Ref.get(known), wake)
+  const astray = (uids: ReadonlyArray<Uid>) => Effect.andThen(wake.nudge(uids), rounds.ring)
+  const sentry = yield* Sentry.make(nbd, devices, Ref.get(known), astray)
+  const doorkeeper = yield* Doorkeeper.make(nbd, store, sentry)
 
   const ports = <A, E>(effect: Effect.Effect<A, E, CloudStackRead | Devices | Nbd>) =>
     effect.pipe(
@@ -97,7 +109,12 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     return inventory
   })
 
-  const input = Effect.fn(function* (standing: Standing.Standing, inventory: Inventory, only: ReadonlySet<Uid> | null) {
+  const input = Effect.fn(function* (
+    standing: Standing.Standing,
+    inventory: Inventory,
+    only: ReadonlySet<Uid> | null,
+    agreed: ReadonlyMap<Uid, Consents.Given> = new Map()
+  ) {
     return {
       ...standing,
       now: yield* Clock.currentTimeMillis,
@@ -105,8 +122,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       inventory,
       limits: options.limits,
       backoff: yield* wake.backoff,
-      consents: yield* Ref.get(consents),
-      astray: new Set<string>(),
+      consents: new Map([...agreed].map(([uid, { since }]) => [uid, since])),
+      astray: yield* sentry.astray,
       hold: yield* gate.reason,
       digest: options.digest
     } satisfies Plans.Input as Plans.Input
@@ -185,7 +202,9 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   ): Effect.Effect<boolean, StoreUnavailable> =>
     write(operation, verdict, binding).pipe(
       Effect.catchTag("PreconditionLost", () => Effect.succeed(false)),
-      Effect.annotateLogs({ volume: operation.name, action: operation.type, operation: operation.id })
+      Effect.annotateLogs(
+        LogFields.ofOperation(operation, "action", verdict._tag === "Settled" ? verdict.response : null)
+      )
     )
 
   const write = Effect.fn(function* (
@@ -293,7 +312,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     const unresolved = ended > 0 ? yield* store.unresolved : operations
 
     if (over !== null) yield* endMaintenance(over, yield* input(yield* standing(current, unresolved), inventory, null))
-    const planInput = yield* input(yield* standing(current, unresolved), inventory, only)
+    const agreed = yield* consents.standing(open, current)
+    const planInput = yield* input(yield* standing(current, unresolved), inventory, only, agreed)
     const plan = Plans.make(planInput)
     const violations = Check.check(planInput, plan)
     for (const violation of violations)
@@ -304,9 +324,13 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       if (removal_done && !stopped.has(uid)) yield* Effect.andThen(store.finishRemoval(uid), wake.gone(uid))
     // Whoever is told of an end looks at the world next, and is to find there what ended it.
     yield* picture.look(inventory, only === null)
+    const guarded = yield* doorkeeper({ items: plan.items, stopped, inventory, consents: agreed })
     yield* calls.end({ open, only, plan, inventory, declarations: current, unresolved })
     yield* execute.start(actions, inventory)
+    // Every load may harm what it was not about, so that all exports are asked after it.
+    if (actions.some(isLoad)) yield* rounds.ring
 
+    yield* consents.forget(plan.items.flatMap((item) => (item.settled ? [item.uid] : [])))
     const busy = new Set(unresolved.map((operation) => operation.uid))
     yield* Effect.forEach(
       plan.items.filter((i) => i.settled && i.next === null && !busy.has(i.uid)),
@@ -329,6 +353,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       // What an ended call left undecided is looked at as such: a person may be waited for, and that for long (S22).
       flight: new Set([
         ...inFlight(plan, actions),
+        ...guarded,
         ...open.flatMap((call) => (hasEnded(call) ? [] : [call.uid])),
         ...leaving(current, unresolved)
       ]),
@@ -376,6 +401,9 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     yield* picture.load
     yield* execute.forget
     yield* wake.forget
+    yield* consents.clear
+    // Before anything is observed, which may take long: the sentry knows whose exports it watches from here on (D11).
+    yield* Ref.set(known, yield* Standing.read(store))
     yield* Ref.set(reign, term)
     yield* Effect.logInfo("leading: acting from here on").pipe(Effect.annotateLogs({ term }))
   })
@@ -448,22 +476,38 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     yield* wake.nudge(here.map(([uid]) => uid))
   })
 
-  yield* loop.pipe(Effect.forkIn(scope))
-  yield* Stream.runForEach(leadership.roles, () => wake.pokeAll).pipe(Effect.forkIn(scope))
-  yield* Stream.merge(devices.pokes, nbd.pokes).pipe(
-    Stream.debounce(Duration.millis(50)),
+  const poked = yield* Queue.sliding<void>(1)
+  const nudging = Queue.take(poked).pipe(
+    Effect.andThen(Effect.sleep(GATHER_POKES)),
+    Effect.andThen(Queue.takeAll(poked)),
+    Effect.andThen(local),
     // A link that flaps must not become a pass at every flap (D2, S22).
-    Stream.runForEach(() => Effect.andThen(local, Effect.sleep(BETWEEN_POKES))),
-    Effect.forkIn(scope)
+    Effect.andThen(Effect.sleep(BETWEEN_POKES)),
+    Effect.forever
+  )
+  const watching = Stream.runForEach(Stream.merge(devices.pokes, nbd.pokes), () =>
+    Effect.all([sentry.ring, rounds.ring, Queue.offer(poked, undefined)], { discard: true })
+  ).pipe(
+    Effect.catchAllCause((cause) => Effect.logError("the watch for local changes broke; beginning it anew", cause)),
+    Effect.andThen(Effect.sleep(AFTER_DEFECT_MS)),
+    Effect.forever
   )
 
+  const leading = Stream.runForEach(leadership.roles, () => wake.pokeAll)
+  for (const fiber of [loop, leading, sentry.watch, rounds.walk, nudging, watching]) {
+    yield* Effect.forkIn(fiber, scope)
+  }
+
   return {
-    plan: Effect.fn("Loop.plan")(function* (candidates) {
+    plan: Effect.fn("Loop.plan")(function* (candidates, agreeing = new Set()) {
       const said = yield* Standing.read(store)
+      const open = yield* calls.open
       const declarations = candidates ?? said.declarations
       const inventory = yield* observe(null, declarations, said.operations)
       const candidate = { ...said, ...(yield* Standing.aside(store)), declarations }
-      const plan = Plans.make({ ...(yield* input(candidate, inventory, null)), backoff: new Map() })
+      const agreed = new Map(yield* consents.standing(open, declarations))
+      for (const uid of agreeing) agreed.set(uid, { since: yield* Clock.currentTimeMillis, by: "this dry run" })
+      const plan = Plans.make({ ...(yield* input(candidate, inventory, null, agreed)), backoff: new Map() })
       return { plan, inventory, declarations }
     }),
     view: picture.view,
@@ -473,11 +517,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
     ),
     status: picture.status,
     sync,
-    endClients: (uid) =>
-      Clock.currentTimeMillis.pipe(
-        Effect.andThen((now) => Ref.update(consents, (map) => new Map(map).set(uid, now))),
-        Effect.andThen(wake.poke([uid]))
-      ),
+    endClients: (uid, consent) => Effect.andThen(consents.give(uid, consent), wake.poke([uid])),
     poke: wake.poke,
     changes: picture.changes
   } satisfies Reconciler["Type"] as Reconciler["Type"]
@@ -485,6 +525,8 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
 
 /** An operation whose volume must be read as gone twice: its row says since when it is. */
 const isRecounted = (type: Operation["type"]): boolean => type === "create" || type === "delete"
+
+const isLoad = ({ _tag }: Action): boolean => _tag === "Export" || _tag === "Unexport" || _tag === "MigratePath"
 
 /** Who must be looked at again soon: acting now, or waiting for something that passes by itself. */
 const inFlight = (plan: Plan, actions: ReadonlyArray<{ readonly uid: Uid }>): ReadonlySet<Uid> => {

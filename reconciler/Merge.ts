@@ -45,6 +45,11 @@ export interface View {
   readonly others: () => Others
   /** The newest GO on `exportName`. */
   readonly verification: Verification | null
+  /**
+   * Who has a disk with the volume's serial open: all of them where there are two. Of a disk that has left the guest
+   * nobody holds anything: the kernel answers errors to whoever has it open still, and gives its number to no other disk
+   * meanwhile (measured), so that such a process keeps nothing from leaving or coming back.
+   */
   readonly holders: ReadonlyArray<Holder>
 }
 
@@ -70,6 +75,8 @@ export interface Merged {
   readonly view: (declaration: Declaration) => View
   /** The newest GO on this name was granted. */
   readonly isServed: (name: string) => boolean
+  /** The guest's disk of this identity. */
+  readonly diskOf: (identity: string) => BlockDevice | null
   /** Data disks that are listed on a VM. */
   readonly disksOn: (vm: VmId) => number
   /** The ROOT volume that is listed on a VM. */
@@ -327,6 +334,7 @@ export const make = (inventory: Inventory, declarations: ReadonlyArray<Declarati
   const exports = indexExports(nbd)
   const claims = lazily(() => indexClaims(declarations))
   const uids = lazily(() => new Set<string>(declarations.map((d) => d.uid)))
+  const disks = lazily(() => new Map((valueOf(inventory.guest)?.devices ?? none).map((one) => [one.identity, one])))
   const vms = lazily(() => indexVms(cloud))
   const names = lazily(() => indexNames(cloud))
   const tags = lazily(() => indexTags(cloud))
@@ -341,6 +349,7 @@ export const make = (inventory: Inventory, declarations: ReadonlyArray<Declarati
     vms_absent: new Set(cloud?.vms_absent),
     view: viewer(inventory, cloud, nbd, rows, exports, declarations),
     isServed: (name) => exports.get(name)?.verification?.outcome === "served",
+    diskOf: (identity) => disks().get(identity) ?? null,
     disksOn: (vm) => vms().disks.get(vm) ?? 0,
     rootOf: (vm) => vms().roots.get(vm) ?? null,
     named: (name) => names().get(name) ?? none,
@@ -367,6 +376,9 @@ const viewer = (
     if (devices === undefined) return guest.complete ? "absent" : "unread"
     return devices.length > 1 || guest.shared.has(prefix) ? "ambiguous" : "present"
   }
+
+  const holding = (devices: ReadonlyArray<BlockDevice>): ReadonlyArray<Holder> =>
+    devices.flatMap<Holder>(({ identity }) => holders.get(identity) ?? [])
 
   return (declaration) => {
     const { binding } = declaration
@@ -396,7 +408,7 @@ const viewer = (
       own: binding.export === null ? null : (exported?.section ?? null),
       others,
       verification: exported?.verification ?? null,
-      holders: device === null ? none : (holders.get(device.identity) ?? none)
+      holders: holders.size === 0 ? none : holding(devices ?? none)
     }
   }
 }

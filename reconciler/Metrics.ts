@@ -1,5 +1,6 @@
 import { Cause, Clock, Effect, Exit, Metric, MetricBoundaries, Option } from "effect"
-import type { Inventory } from "../schema/Inventory.ts"
+import type { Guard } from "../schema/Action.ts"
+import type { Inventory, NbdReading } from "../schema/Inventory.ts"
 import type { Operation } from "../schema/Operation.ts"
 import type { Nbd } from "./Nbd.ts"
 
@@ -91,6 +92,12 @@ const loadsTotal = counter(
   "volumed_nbd_loads_total",
   ["outcome"],
   "Requests to the NBD server to serve a new configuration."
+)
+
+const guardsTotal = counter(
+  "volumed_nbd_guards_total",
+  ["guard", "outcome"],
+  "Fences set and lifted, and connections of clients ended, by whether that was done."
 )
 
 const httpTotal = counter(
@@ -188,8 +195,16 @@ export const observed = ({ cloud, guest, nbd }: Inventory): Effect.Effect<void> 
     if (guest._tag === "Known") yield* seen("guest", guest.started_at)
     if (nbd._tag === "Unread") return
     yield* seen("nbd", nbd.started_at)
-    for (const { outcome } of nbd.value.verifications) yield* Metric.increment(verificationsTotal(outcome))
+    yield* verified(nbd.value)
   })
+
+/** Exports that were asked for. */
+export const verified = ({ verifications }: Pick<NbdReading, "verifications">): Effect.Effect<void> =>
+  Effect.forEach(verifications, ({ outcome }) => Metric.increment(verificationsTotal(outcome)), { discard: true })
+
+/** What was done about an export's clients, or failed to be. */
+export const guarded = (guard: Guard["_tag"], outcome: "done" | "failed"): Effect.Effect<void> =>
+  Metric.increment(guardsTotal(guard, outcome))
 
 const seen = (source: Source, at: number) => Metric.set(observedAt(source), at / 1000)
 

@@ -239,10 +239,15 @@ const observeGuest = Effect.gen(function* () {
   )
 })
 
-const observeNbd = Effect.fn("Observe.nbd")(function* (scope: Scope) {
-  const nbd = yield* Nbd
+const observeNbd = (scope: Scope) => Effect.flatMap(Nbd, (nbd) => readNbd(nbd, exportNames(scope)))
+
+/** The NBD side alone, and these names asked for. Never fails. */
+export const readNbd = Effect.fn("Observe.nbd")(function* (
+  nbd: Pick<Nbd["Type"], "observe">,
+  names: ReadonlyArray<string>
+) {
   const startedAt = yield* Clock.currentTimeMillis
-  return yield* nbd.observe(exportNames(scope)).pipe(
+  return yield* nbd.observe(names).pipe(
     Effect.map((reading): Source<NbdReading> => known(startedAt, reading)),
     Effect.timeoutFail({
       duration: LOCAL_TIMEOUT,

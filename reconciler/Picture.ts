@@ -33,6 +33,8 @@ export interface Picture {
   readonly load: Effect.Effect<void, StoreUnavailable>
   /** What was seen, ahead of what is made of it. */
   readonly look: (inventory: Inventory, whole: boolean) => Effect.Effect<void>
+  /** What the NBD side showed between passes: what was asked for then, the rest as it was seen before. */
+  readonly verified: (nbd: Inventory["nbd"]) => Effect.Effect<void>
   /** Shows a pass, and writes nothing. */
   readonly show: (pass: Pass) => Effect.Effect<void>
   /** Writes down what changed by a pass, then shows it. */
@@ -98,6 +100,8 @@ export const make = Effect.fn("Picture.make")(function* (
   const look = (inventory: Inventory, whole: boolean) =>
     Ref.update(view, (before) => ({ ...before, ...Views.look(before, inventory, whole) }))
 
+  const verified = (nbd: Inventory["nbd"]) => Ref.update(view, (before) => Views.verified(before, nbd))
+
   const showing = Effect.fn(function* (pass: Pass, statuses: ReadonlyMap<Uid, Status>) {
     const { declarations, only, plan, summary } = pass
     yield* Ref.update(shown, (map) => withConditions(map, changesOf(map, statuses, only)))
@@ -148,6 +152,7 @@ export const make = Effect.fn("Picture.make")(function* (
     status,
     load,
     look,
+    verified,
     show,
     publish
   }

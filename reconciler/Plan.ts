@@ -15,6 +15,7 @@ import type { Limits } from "../schema/Settings.ts"
 import * as Case from "./Case.ts"
 import * as CustomId from "./CustomId.ts"
 import * as Decision from "./Decision.ts"
+import * as Guard from "./Guard.ts"
 import * as Merge from "./Merge.ts"
 import type { Maintenance } from "./Store.ts"
 import * as Suspicion from "./Suspicion.ts"
@@ -78,17 +79,21 @@ export const make = (input: Input): Plan => {
     limits: input.limits,
     suspect: suspicion.suspect,
     retrying: (uid) => input.backoff.has(uid as Uid),
-    chosenId: (declaration) => CustomId.derive(input.digest, declaration)
+    chosenId: (declaration) => CustomId.derive(input.digest, declaration),
+    consents: input.consents,
+    astray: input.astray
   }
   const busy = inFlight(input.operations)
+  const waiting = waitingOf(input)
   const items: Array<PlanItem> = []
   for (const declaration of declarations) {
     if (input.only !== null && !input.only.has(declaration.uid)) continue
-    items.push(itemOf(input, world, busy, declaration))
+    items.push(itemOf(input, world, busy, waiting, declaration))
   }
-  const withheld = afterMaintenance(input, items)
+  const withheld = afterMaintenance(waiting, items)
   const held = withhold(input, items)
   queue(input, world, items)
+  oneByOne(input.operations, items)
   const all = suspicion.suspect ? [...held, ...suspicion.missing] : held
   const keys = all.map(heldKey).sort()
   return {
@@ -128,16 +133,31 @@ const inFlight = (operations: ReadonlyArray<Operation>): InFlight => {
   return { byUid, byVolume }
 }
 
-const itemOf = (input: Input, world: Case.World, busy: InFlight, declaration: Declaration): PlanItem => {
+const itemOf = (
+  input: Input,
+  world: Case.World,
+  busy: InFlight,
+  waiting: Waiting,
+  declaration: Declaration
+): PlanItem => {
   const view = world.merged.view(declaration)
   const decision = Decision.make(world, view)
   const { uid, name, generation } = declaration
   const { volume_id } = view
   const touched = decision.step?._tag === "Adopt" ? decision.step.volume_id : volume_id
   const operation = busy.byUid.get(uid) ?? (touched === null ? undefined : busy.byVolume.get(touched))
-  const idle = decision.settled && decision.step === null
-  if (operation === undefined && idle) {
-    const { drift, gap, removal_done, settled } = decision
+  const closed = closedFor(input, declaration)
+  const guard = Guard.make(world, view, decision, {
+    closed: input.hold !== null || input.maintenance !== null,
+    paused: closed?.reason === "Paused",
+    resting: (input.backoff.get(uid)?.retry_at ?? 0) > input.now,
+    withheld: waiting.has(keyOf(decision.step)),
+    operation
+  })
+  const { drift, gap, removal_done, settled } = decision
+  if (operation === undefined && settled && decision.step === null) {
+    // Forgotten, nobody would let clients in again: what we shut is opened before the declaration is closed.
+    const left = removal_done && guard?._tag === "Release"
     return {
       uid,
       name,
@@ -145,23 +165,37 @@ const itemOf = (input: Input, world: Case.World, busy: InFlight, declaration: De
       volume_id,
       next: null,
       chain: none,
-      blocked: null,
-      guard: null,
-      gap,
+      blocked: left
+        ? Case.block("Fenced", `${guard.export_name} denies new clients`, "nothing: it is left open")
+        : null,
+      guard,
+      gap: left ? "deletion" : gap,
       drift,
-      settled,
-      removal_done
+      settled: settled && !left,
+      removal_done: removal_done && !left
     }
   }
   const chain = decision.step === null ? none : chainOf(world, view, decision.step)
-  const item = { uid, name, generation, volume_id, chain, guard: null, gap: decision.gap, drift: decision.drift }
-  if (operation !== undefined) return { ...item, ...waiting(input, declaration, decision, operation) }
-  const { removal_done, settled } = decision
+  const item = { uid, name, generation, volume_id, chain, guard, gap, drift }
+  if (operation !== undefined) return { ...item, ...unfinished(input, declaration, decision, operation) }
   const free = decision.blocked === null && decision.step !== null
-  const gate = free ? gateOf(input, declaration) : null
+  const gate = free ? (closed ?? backingOff(input, declaration, decision.step?.reason ?? "")) : null
   if (settled && gate !== null) return { ...item, chain: none, next: null, blocked: null, settled, removal_done }
-  const blocked = decision.blocked ?? gate
+  const blocked = gate ?? (guard === null ? unguarded(input, declaration, view, decision, closed) : decision.blocked)
   return { ...item, next: blocked === null ? decision.step : null, blocked, settled, removal_done }
+}
+
+/** What waits for a guard that may not be given is held up by what forbids it. */
+const unguarded = (
+  input: Input,
+  declaration: Declaration,
+  view: Merge.View,
+  { blocked }: Case.Decision,
+  closed: Blocked | null
+): Blocked | null => {
+  if (blocked?.reason === "Fenced") return closed ?? backingOff(input, declaration, blocked.message) ?? blocked
+  const due = (input.consents.get(declaration.uid) ?? Number.POSITIVE_INFINITY) <= input.now
+  return blocked?.reason === "Draining" && (due || view.own?.fenced_at === null) ? (closed ?? blocked) : blocked
 }
 
 const none: ReadonlyArray<never> = []
@@ -179,7 +213,7 @@ const chainOf = (world: Case.World, view: Merge.View, first: Action): ReadonlyAr
 }
 
 /** An operation without a known outcome keeps its volume to itself (S2); a tag's counts for nothing else. */
-const waiting = (input: Input, declaration: Declaration, decision: Case.Decision, operation: Operation) => {
+const unfinished = (input: Input, declaration: Declaration, decision: Case.Decision, operation: Operation) => {
   const quiet = decision.settled && operation.type === "tag"
   // Forgetting touches nothing, so that an operation only a person can close does not keep the name.
   const done =
@@ -240,21 +274,25 @@ const unresolved = (input: Input, operation: Operation): Blocked => {
     : Case.block("OperationInFlight", `${what} is under way`, "nothing: it is being observed")
 }
 
-/** What people or earlier failures put before an action that could run. */
-const gateOf = (input: Input, { name, spec, uid }: Declaration): Blocked | null => {
+/** Why people want nothing done, or null. */
+const closedFor = (input: Input, { name, spec }: Declaration): Blocked | null => {
   const { paused } = spec
   if (paused !== null && (paused.until === undefined || Date.parse(paused.until) > input.now)) {
     const until = paused.until === undefined ? "" : ` until ${paused.until}`
     return Case.block("Paused", `paused by ${paused.by}${until}: ${paused.reason}`, `volumed resume ${name}`)
   }
   if (input.hold !== null) return holding(input.hold)
-  if (input.maintenance !== null) return maintaining(input.maintenance)
+  return input.maintenance === null ? null : maintaining(input.maintenance)
+}
+
+/** An earlier attempt did not help: what it was, what came of it and what is seen now. */
+const backingOff = (input: Input, { name, uid }: Declaration, now: string): Blocked | null => {
   const backoff = input.backoff.get(uid)
   if (backoff === undefined || backoff.retry_at <= input.now) return null
   const seconds = Math.ceil((backoff.retry_at - input.now) / 1000)
   return Case.block(
     "BackingOff",
-    `tried again in ${seconds} s, after: ${backoff.message}`,
+    `tried again in ${seconds} s, after: ${backoff.message}; seen now: ${now}`,
     `volumed retry ${name} tries at once`
   )
 }
@@ -300,17 +338,24 @@ const heldOf = (action: Action): Held | null => (action.destructive ? takingAway
 export const pendingRemovals = (plan: Plan): ReadonlyArray<Held> =>
   plan.items.flatMap((item) => item.chain.flatMap((action) => takingAway(action) ?? []))
 
+/** What was pending when a maintenance ended and nobody approved since, by `heldKey`. */
+type Waiting = ReadonlyMap<string, Withheld>
+
+const waitingOf = ({ approved, withheld }: Input): Waiting =>
+  new Map(withheld.flatMap((one) => (approved.has(heldKey(one)) ? [] : [[heldKey(one), one] as const])))
+
+const keyOf = (action: Action | null): string => {
+  const held = action === null ? null : takingAway(action)
+  return held === null ? "" : heldKey(held)
+}
+
 /** What was pending at the end of a maintenance runs when a person approved it, or its declaration was written again. */
-const afterMaintenance = (input: Input, items: Array<PlanItem>): ReadonlyArray<Withheld> => {
-  if (input.withheld.length === 0) return none
-  const waiting = new Map(
-    input.withheld.flatMap((one) => (input.approved.has(heldKey(one)) ? [] : [[heldKey(one), one] as const]))
-  )
+const afterMaintenance = (waiting: Waiting, items: Array<PlanItem>): ReadonlyArray<Withheld> => {
+  if (waiting.size === 0) return none
   const found: Array<Withheld> = []
   items.forEach((item, index) => {
     for (const action of item.chain) {
-      const held = takingAway(action)
-      const one = held === null ? undefined : waiting.get(heldKey(held))
+      const one = waiting.get(keyOf(action))
       if (one === undefined) continue
       found.push(one)
       if (action !== item.chain[0]) continue
@@ -405,6 +450,17 @@ const queue = (input: Input, world: Case.World, items: Array<PlanItem>): void =>
     used.arriving.set(vm, (used.arriving.get(vm) ?? new Set()).add(action.volume_id))
     if (action.as === "root") used.rooting.add(vm)
   }
+}
+
+/** Exports that move to another path do so one a pass, each verified before the next: a mistake shows at the first. */
+const oneByOne = (operations: ReadonlyArray<Operation>, items: Array<PlanItem>): void => {
+  const moving = (operation: Operation) => operation.type === "migrate_path" && isUnresolved(operation)
+  let taken = operations.some((operation) => moving(operation) && operation.phase !== "needs_operator")
+  items.forEach(({ next }, index) => {
+    if (next?._tag !== "MigratePath") return
+    if (taken) setBlocked(items, index, queued("another export is being moved to its by-id path"))
+    taken = true
+  })
 }
 
 const queued = (message: string) => Case.block("Queued", message, "nothing: it goes on when earlier ones are done")

@@ -5,6 +5,7 @@ import type { Declaration } from "../schema/Declaration.ts"
 import type { NbdUnavailable, StoreUnavailable } from "../schema/Errors.ts"
 import type { Uid, VolumeId } from "../schema/Ids.ts"
 import type { Holder, Inventory } from "../schema/Inventory.ts"
+import type { Consent } from "./Consents.ts"
 
 /** A plan and everything it was made from. */
 export interface Planned {
@@ -40,9 +41,12 @@ export class Reconciler extends Context.Tag("volumed/reconciler/Reconciler")<
   {
     /**
      * A dry run: observe everything now and plan, changing nothing. `candidates` replaces the stored declarations by
-     * what they would be; null plans what is stored.
+     * what they would be; null plans what is stored. `agreeing`: as if somebody had agreed to the end of their clients.
      */
-    readonly plan: (candidates: ReadonlyArray<Declaration> | null) => Effect.Effect<Planned, StoreUnavailable>
+    readonly plan: (
+      candidates: ReadonlyArray<Declaration> | null,
+      agreeing?: ReadonlySet<Uid>
+    ) => Effect.Effect<Planned, StoreUnavailable>
     readonly view: Effect.Effect<View>
     /** The status of one declaration as far as it is known; computed from the newest observation. */
     readonly status: (declaration: Declaration) => Effect.Effect<Status>
@@ -51,10 +55,10 @@ export class Reconciler extends Context.Tag("volumed/reconciler/Reconciler")<
     /** Who has exported devices open right now; asked for again a quarter of a second later at the earliest. */
     readonly connections: Effect.Effect<ReadonlyArray<Holder>, NbdUnavailable>
     /**
-     * The NBD clients that keep this volume from leaving may be ended, for as long as it is to leave and a few minutes at
-     * most. Forgotten with the process.
+     * The NBD clients that keep this volume from leaving may be ended: for five minutes at most, and no longer than it is
+     * declared as it was when somebody agreed to that. Forgotten with the process.
      */
-    readonly endClients: (uid: Uid) => Effect.Effect<void>
+    readonly endClients: (uid: Uid, consent: Consent) => Effect.Effect<void>
     /** Something about these declarations changed. Carries no data. */
     readonly poke: (uids: ReadonlyArray<Uid>) => Effect.Effect<void>
     /** Ticks after every pass that changed what `view` shows. Never fails. */

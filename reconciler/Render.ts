@@ -1,4 +1,4 @@
-import type { Action, Blocked, Plan, PlanItem } from "../schema/Action.ts"
+import type { Action, Blocked, Guard, Plan, PlanItem } from "../schema/Action.ts"
 import type { VmId } from "../schema/Ids.ts"
 import { unborn } from "./Merge.ts"
 
@@ -75,7 +75,8 @@ export const count = (plan: Plan): Counts => {
   return counts
 }
 
-const isShown = (item: PlanItem) => item.chain.length > 0 || item.blocked !== null || item.removal_done
+const isShown = (item: PlanItem) =>
+  item.chain.length > 0 || item.blocked !== null || item.guard !== null || item.removal_done
 
 const sections = (parts: ReadonlyArray<string>) => `${parts.join("\n\n")}\n`
 
@@ -95,12 +96,25 @@ const blockOf = (context: Context, item: PlanItem, paint: Paint): string => {
   const lines = [`${paint("name", item.name)}${id}${item.drift ? " drifted" : ""}`]
   if (item.removal_done)
     lines.push(paint("keep", "  = kept         nothing is left to change: the declaration is closed"))
+  if (item.guard !== null) lines.push(guardText(item.guard, paint))
   for (const line of linesOf(item.chain)) lines.push(lineText(context, line, paint))
   if (item.blocked !== null) {
     lines.push(`  ${paint("blocked", `! ${item.blocked.reason}`)}: ${item.blocked.message}`)
     lines.push(`      ${paint("dim", item.blocked.suggestion)}`)
   }
   return lines.join("\n")
+}
+
+const guards: Readonly<Record<Guard["_tag"], readonly [string, Tone, string, string]>> = {
+  Fence: ["*", "change", "fence", "new clients are denied"],
+  Release: ["*", "change", "release", "new clients are let in again"],
+  EndClients: ["-", "remove", "end clients", "the connections of its clients are ended"]
+}
+
+/** What is done to its clients is no step to the goal, and is not counted as one. */
+const guardText = (guard: Guard, paint: Paint): string => {
+  const [sign, tone, verb, effect] = guards[guard._tag]
+  return `${paint(tone, `  ${sign} ${verb.padEnd(12)}`)} ${guard.export_name}: ${effect}\n      ${paint("dim", `because ${guard.reason}`)}`
 }
 
 type Kind = Exclude<keyof Counts, "kept" | "blocked" | "unchanged">

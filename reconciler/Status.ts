@@ -1,10 +1,11 @@
 import { DateTime } from "effect"
-import type { Aspect, Blocked, PlanItem } from "../schema/Action.ts"
+import type { Action, Aspect, Blocked, PlanItem } from "../schema/Action.ts"
 import type { Condition, ConditionType, Status } from "../schema/Condition.ts"
 import type { Declaration } from "../schema/Declaration.ts"
 import type { OperationId } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
 import * as Merge from "./Merge.ts"
+import * as Served from "./Served.ts"
 
 export interface Input {
   readonly declaration: Declaration
@@ -63,12 +64,12 @@ const exportOf = ({ declaration, inventory }: Input, view: Merge.View | null): S
   if (view === null || inventory === null || inventory.nbd._tag === "Unread") return null
   const name = declaration.binding.export?.name ?? null
   if (name === null || view.own === null) return null
-  const { engine, host, port } = inventory.nbd.value
+  const { engine, host, port, read_only_port } = inventory.nbd.value
   const served = view.verification?.outcome === "served" ? view.verification : null
   return {
     name,
     host,
-    port,
+    port: view.own.read_only ? read_only_port : port,
     verified_at: served === null ? null : iso(served.verified_at),
     connections: view.holders.filter((holder) => holder.peer !== null).length,
     simulated: engine === "simulated"
@@ -137,6 +138,9 @@ const conditions = (input: Input, view: Merge.View | null): ReadonlyArray<Fact> 
 const obstacle = (item: PlanItem, seen: Fact): Fact => {
   if (item.blocked !== null) return blockedFact(seen.type, item.blocked)
   if (item.next === null) return seen
+  if (seen.type === "Exported" && repairs(item.next) && !unbegun.has(seen.reason)) {
+    return { ...seen, status: "False", category: "progress", message: item.next.reason }
+  }
   return {
     ...seen,
     status: "False",
@@ -146,6 +150,11 @@ const obstacle = (item: PlanItem, seen: Fact): Fact => {
     suggestion: null
   }
 }
+
+const repairs = ({ _tag }: Action): boolean => _tag === "Export" || _tag === "MigratePath"
+
+/** Nothing is wrong with what was never there. */
+const unbegun: ReadonlySet<string> = new Set(["NotServed", "NotConfigured"])
 
 const unknown = (type: ConditionType, what: string) => fact(type, "Unknown", "NotObserved", `${what} was not read`)
 
@@ -204,20 +213,21 @@ const devicePresent = (input: Input, view: Merge.View | null): Fact => {
 }
 
 const exported = (input: Input, view: Merge.View | null): Fact => {
-  if (view === null) return unknown("Exported", "the NBD server")
-  const { export_wanted } = input.declaration.spec
+  if (view === null || input.inventory === null) return unknown("Exported", "the NBD server")
+  const { export_wanted, read_only } = input.declaration.spec
   if (isElsewhere(input, view))
     return fact("Exported", "False", "NotOnAppliance", "the volume is not for the appliance")
   if (view.nbd === "unread") return unknown("Exported", "the NBD server")
   const served = view.verification?.outcome === "served"
   const what = served ? `${view.verification?.name} is served` : "it is not served"
+  const begun = input.declaration.binding.export !== null
+  const fault = begun ? Served.fault(mergedOf(input.inventory), view, read_only) : null
+  const seen = fault === null ? what : `${what}: ${fault.message}`
   if (export_wanted === null)
-    return fact("Exported", served ? "True" : "False", "NotManaged", `${what}; the declaration leaves that open`)
+    return fact("Exported", served ? "True" : "False", "NotManaged", `${seen}; the declaration leaves that open`)
   if (!export_wanted) return fact("Exported", served ? "True" : "False", served ? "StillServed" : "NotWanted", what)
-  const proven = served && input.item?.settled === true
-  return proven
-    ? fact("Exported", "True", "Served", what)
-    : fact("Exported", "False", served ? "Unverified" : "NotServed", what)
+  if (served && input.item?.settled === true) return fact("Exported", "True", "Served", what)
+  return fact("Exported", "False", fault?.reason ?? (served ? "Unverified" : "NotServed"), seen)
 }
 
 const ready = ({ inventory, item }: Input): Fact => {

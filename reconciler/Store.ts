@@ -113,6 +113,11 @@ export type EventKind =
   | "maintenance_changed"
   | "maintenance_ended"
   | "condition"
+  // An export's clients: nobody new is let in, somebody is again, some were ended, and a person agreed to that.
+  | "fenced"
+  | "released"
+  | "clients_ended"
+  | "clients_consented"
 
 export interface EventRow {
   readonly id: number

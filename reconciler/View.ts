@@ -3,7 +3,7 @@ import type { Plan } from "../schema/Action.ts"
 import type { Condition, Status } from "../schema/Condition.ts"
 import type { Declaration } from "../schema/Declaration.ts"
 import type { Uid, VmId, VolumeId } from "../schema/Ids.ts"
-import type { CloudVolume, Inventory } from "../schema/Inventory.ts"
+import type { CloudVolume, Inventory, Verification } from "../schema/Inventory.ts"
 import type { PassSummary, View } from "./Reconciler.ts"
 import type { DeviceMapping } from "./Store.ts"
 
@@ -62,10 +62,35 @@ export const look = (
   newer: Inventory,
   whole: boolean
 ): Pick<View, "inventory" | "reread"> => {
-  if (whole || before === null) return { inventory: newer, reread: new Map() }
+  if (before === null) return { inventory: newer, reread: new Map() }
+  const nbd = overlayNbd(before.nbd, newer.nbd, whole)
+  if (whole) return { inventory: { ...newer, nbd }, reread: new Map() }
   const { cloud } = newer
   const again = cloud._tag === "Unread" ? [] : cloud.value.volumes.map(({ id }) => [id, cloud.started_at] as const)
-  return { inventory: overlay(before, newer), reread: new Map([...reread, ...again]) }
+  return { inventory: { ...overlay(before, newer), nbd }, reread: new Map([...reread, ...again]) }
+}
+
+/** Between passes: a reading of the NBD side alone, and what it changes in the statuses that passes made. */
+export const verified = (before: View, nbd: Inventory["nbd"]): View => {
+  const { inventory, statuses } = before
+  if (inventory === null) return before
+  const answers = new Map(nbd._tag === "Unread" ? [] : nbd.value.verifications.map((one) => [one.name, one]))
+  return {
+    ...before,
+    inventory: { ...inventory, nbd: overlayNbd(inventory.nbd, nbd, false) },
+    statuses: new Map(
+      [...statuses].map(([uid, status]) => {
+        const answer = answers.get(status.export?.name ?? "")
+        return [uid, answer === undefined ? status : asked(status, answer)] as const
+      })
+    )
+  }
+}
+
+const asked = (status: Status, { outcome, verified_at }: Verification): Status => {
+  if (status.export === null) return status
+  const at = outcome === "served" ? DateTime.formatIso(DateTime.unsafeMake(verified_at)) : null
+  return { ...status, export: { ...status.export, verified_at: at } }
 }
 
 /** For answers only: the last whole reading with the newer rows of a partial one laid over it. */
@@ -75,18 +100,27 @@ const overlay = (before: Inventory, newer: Inventory): Inventory => {
   const rows = new Map<VolumeId, CloudVolume>(before.cloud.value.volumes.map((v) => [v.id, v]))
   for (const id of cloud.value.absent) rows.delete(id)
   for (const volume of cloud.value.volumes) rows.set(volume.id, volume)
-  return {
-    ...newer,
-    cloud: { ...before.cloud, value: { ...before.cloud.value, volumes: [...rows.values()] } },
-    nbd: overlayNbd(before, newer)
-  }
+  return { ...newer, cloud: { ...before.cloud, value: { ...before.cloud.value, volumes: [...rows.values()] } } }
 }
 
-const overlayNbd = (before: Inventory, newer: Inventory): Inventory["nbd"] => {
-  if (newer.nbd._tag === "Unread" || before.nbd._tag === "Unread") return newer.nbd
-  const asked = new Set(newer.nbd.value.verifications.map((v) => v.name))
-  const kept = before.nbd.value.verifications.filter((v) => !asked.has(v.name))
-  return { ...newer.nbd, value: { ...newer.nbd.value, verifications: [...kept, ...newer.nbd.value.verifications] } }
+/**
+ * Of each export the newest answer, of all else the newest reading: a pass may have waited long for CloudStack since it
+ * read the NBD side. What a whole reading did not ask for any more is forgotten.
+ */
+const overlayNbd = (before: Inventory["nbd"], newer: Inventory["nbd"], whole: boolean): Inventory["nbd"] => {
+  if (newer._tag === "Unread" || before._tag === "Unread") {
+    return before._tag === "Known" && newer._tag === "Unread" && before.started_at > newer.at ? before : newer
+  }
+  const isOlder = before.started_at > newer.started_at
+  const [last, other] = isOlder ? [before, newer] : [newer, before]
+  const answers = new Map(newer.value.verifications.map((one) => [one.name, one]))
+  for (const one of before.value.verifications) {
+    const found = answers.get(one.name)
+    if (found === undefined ? !whole : found.verified_at < one.verified_at) answers.set(one.name, one)
+  }
+  const order = [...other.value.verifications, ...last.value.verifications].map(({ name }) => name)
+  const verifications = [...new Set(order)].flatMap((name) => answers.get(name) ?? [])
+  return { ...last, value: { ...last.value, verifications } }
 }
 
 export const overlayPlan = (before: Plan, newer: Plan, declarations: ReadonlyArray<Declaration>): Plan => {

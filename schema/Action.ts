@@ -173,11 +173,13 @@ export const reasons = {
   DeviceMissing: "blocked",
   DeviceAmbiguous: "error",
   DeviceForbidden: "error",
+  DeviceReadOnly: "blocked",
   // exporting
   ExportNameTaken: "blocked",
   Draining: "progress",
   InUse: "blocked",
   WrongDevice: "error",
+  Fenced: "progress",
   NbdServerForeign: "blocked",
   NbdNotInstalled: "blocked",
   NbdConfigBroken: "blocked",

@@ -224,7 +224,8 @@ export const ExportAnswer = Schema.Struct({
   by_id_path: Schema.String,
   kernel_path: Schema.String,
   port: Schema.Int,
-  status: Schema.Literal("active", "pending", "failed", "foreign", "unknown"),
+  /** `fenced`: new clients are denied, because the volume is to leave or its path leads to a wrong disk. */
+  status: Schema.Literal("active", "pending", "failed", "fenced", "foreign", "unknown"),
   wanted: Schema.Boolean,
   configured: Schema.Boolean,
   /** Our newest GO handshake was granted. */

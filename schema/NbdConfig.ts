@@ -55,6 +55,9 @@ export const parse = (text: string): Parsed => {
         break
       case "Pair":
         if (current === undefined) return { _tag: "Malformed", line: index + 1, problem: "a key before any section" }
+        if (current.name === sections[0]?.name && isOtherEncoding(read)) {
+          return { _tag: "Malformed", line: index + 1, problem: "an Encoding that is not UTF-8" }
+        }
         current.body += pending + line
         current.pairs.push({ key: read.key, value: read.value })
         break
@@ -78,18 +81,24 @@ const repeated = (sections: ReadonlyArray<{ readonly name: string }>): ReadonlyA
   return [...twice]
 }
 
+/** GLib looks at this key in the first group, whatever the file is for. */
+const isOtherEncoding = ({ key, value }: Pair): boolean => key === "Encoding" && !/^utf-8$/i.test(value)
+
 type Line =
   | { readonly _tag: "Comment" }
   | { readonly _tag: "Header"; readonly name: string }
   | { readonly _tag: "Pair"; readonly key: string; readonly value: string }
   | { readonly _tag: "Wrong"; readonly problem: string }
 
-/** One line as `g_key_file_parse_line` reads it. `;` begins no comment, and blanks at the end belong to the value. */
+/**
+ * One line as `g_key_file_parse_line` reads it. `;` begins no comment, and blanks at the end belong to the value. Behind a
+ * header GLib passes over bytes that would go on with a character (80 to BF).
+ */
 const readLine = (line: string): Line => {
   if (line.includes("\0")) return { _tag: "Wrong", problem: "a NUL byte" }
-  const content = line.replace(/\r?\n$/, "").replace(/^[\t\n\v\f\r ]+/, "")
+  const content = line.replace(/\r?\n$/, "").replace(/^[\t\n\f\r ]+/, "")
   if (content === "" || content.startsWith("#")) return { _tag: "Comment" }
-  const header = /^\[([^\]]*)\][ \t]*$/.exec(content)?.[1]
+  const header = /^\[([^\]]*)\][\x80-\xbf]*(?:[ \t][\x80-\xbf]*)*$/.exec(content)?.[1]
   if (header !== undefined) {
     return header === "" || /[[\x00-\x1f\x7f]/.test(header)
       ? { _tag: "Wrong", problem: "a section name that is empty or holds a bracket or a control character" }
@@ -97,9 +106,10 @@ const readLine = (line: string): Line => {
   }
   const equals = content.indexOf("=")
   if (equals < 1) return { _tag: "Wrong", problem: "neither a section, a key with a value, nor a comment" }
-  const key = content.slice(0, equals).replace(/[\t\n\v\f\r ]+$/, "")
-  return /^[^[\]]*[^[\] ](\[[\w.@\x80-\xff-]*\])?$/.test(key)
-    ? { _tag: "Pair", key, value: content.slice(equals + 1).replace(/^[\t\n\v\f\r ]+/, "") }
+  const key = content.slice(0, equals).replace(/[\t\n\f\r ]+$/, "")
+  const locale = /^[^[\]]*[^[\] ](?:\[([^[\]]*)\])?$/.exec(key)
+  return locale !== null && /^[\p{L}\p{N}_.@-]*$/u.test(NbdName.textOf(locale[1] ?? ""))
+    ? { _tag: "Pair", key, value: content.slice(equals + 1).replace(/^[\t\n\f\r ]+/, "") }
     : { _tag: "Wrong", problem: "a key that is empty or holds a bracket" }
 }
 
@@ -119,7 +129,7 @@ const ESCAPES: Readonly<Record<string, string>> = { s: " ", n: "\n", t: "\t", r:
 export const flagOf = (document: Document, section: string, key: string): boolean =>
   isTrue(valueOf(document, section, key) ?? "false")
 
-const isTrue = (value: string): boolean => /^(true|1)\s*$/.test(value)
+const isTrue = (value: string): boolean => /^(true|1)[\t\n\f\r ]*$/.test(value)
 
 /**
  * Why nbd-server itself would refuse a file that GLib can read, or null. It is all or nothing: one bad section and the
@@ -133,36 +143,77 @@ export const refusal = (document: Document): string | null => {
 }
 
 /** The same for a file of the includedir, of which one refused stops the whole server. An empty one is none; a [generic] in it is an export. */
-export const includeRefusal = (document: Document): string | null => refusalOf(document, () => EXPORT_KEYS)
+export const includeRefusal = (document: Document): string | null =>
+  document.bom ? "it begins with a byte order mark" : refusalOf(document, () => EXPORT_KEYS)
 
 const refusalOf = (document: Document, tableOf: (name: string) => Keys): string | null => {
-  for (const name of new Set(document.sections.map((s) => s.name))) {
+  for (const [name, values] of valuesOf(document)) {
     const table = tableOf(name)
     const shown = NbdName.textOf(name)
-    if (table === EXPORT_KEYS && valueOf(document, name, "exportname") === null) return `[${shown}] has no exportname`
+    if (table === EXPORT_KEYS && !values.has("exportname")) return `[${shown}] has no exportname`
     for (const [keys, grammar, expected] of table) {
-      const wrong = keys.find((key) => !grammar.test(valueOf(document, name, key) ?? "0"))
+      const wrong = keys.find((key) => !grammar(values.get(key) ?? null))
       if (wrong !== undefined) return `${wrong} in [${shown}] is not ${expected}`
     }
+    const mixed = MIXED.find((keys) => keys.every((key) => isTrue(values.get(key) ?? "")))
+    if (table === EXPORT_KEYS && mixed !== undefined) return `[${shown}] has both ${mixed.join(" and ")}`
   }
   return null
 }
 
-type Keys = ReadonlyArray<readonly [ReadonlyArray<string>, RegExp, string]>
-const BOOLEAN = /^(true|false|1|0)\s*$/
-const INTEGER = /^\s*[+-]?\d+\s*$/
+/** Values as they stand, by section and key. */
+const valuesOf = (document: Document): ReadonlyMap<string, ReadonlyMap<string, string>> => {
+  const sections = new Map<string, Map<string, string>>()
+  for (const { name, pairs } of document.sections) {
+    const values = sections.get(name) ?? new Map<string, string>()
+    for (const { key, value } of pairs) values.set(key, value)
+    sections.set(name, values)
+  }
+  return sections
+}
+
+/** A value as it stands, null where there is none. */
+type Grammar = (value: string | null) => boolean
+type Keys = ReadonlyArray<readonly [ReadonlyArray<string>, Grammar, string]>
+
+const isBoolean: Grammar = (value) => value === null || /^(true|false|1|0)[\t\n\f\r ]*$/.test(value)
+const isOff: Grammar = (value) => value === null || /^(false|0)[\t\n\f\r ]*$/.test(value)
+const isInteger: Grammar = (value) => {
+  if (value === null) return true
+  const number = Number(/^[\t\n\v\f\r ]*([+-]?\d+)(?:[\t\n\f\r ]|$)/.exec(value)?.[1] ?? "none")
+  return number >= -(2 ** 31) && number < 2 ** 31
+}
+const isSize: Grammar = (value) => value === null || /^[\t\n\v\f\r ]*[+-]?\d+$/.test(value)
+const isString: Grammar = (value) =>
+  value === null || (NbdName.isUtf8(value) && !/\\(?![sntr])/.test(value.replaceAll("\\\\", "")))
+const isStyle: Grammar = (value) => value === null || /^(none|ipliteral|iphash|cidrhash..)/s.test(value)
+
+const STRING = "UTF-8 with no backslash save in \\s, \\n, \\t, \\r and \\\\"
 const GENERIC_KEYS: Keys = [
-  [["allowlist", "duallisten", "force_tls"], BOOLEAN, "true or false"],
-  [["max_threads"], INTEGER, "a number"]
+  [["allowlist", "duallisten", "force_tls"], isBoolean, "true or false"],
+  [["oldstyle"], isOff, "false"],
+  [["max_threads"], isInteger, "a number"],
+  [["user", "group", "listenaddr", "port", "includedir", "unixsock"], isString, STRING],
+  [["certfile", "keyfile", "cacertfile", "tlsprio"], isString, STRING]
 ]
 const EXPORT_KEYS: Keys = [
   [
     ["readonly", "multifile", "treefiles", "copyonwrite", "waitfile", "sparse_cow", "sync", "flush", "fua"],
-    BOOLEAN,
+    isBoolean,
     "true or false"
   ],
-  [["rotational", "temporary", "trim", "datalog", "force_tls", "splice"], BOOLEAN, "true or false"],
-  [["maxconnections"], INTEGER, "a number"]
+  [["rotational", "temporary", "trim", "datalog", "force_tls", "splice"], isBoolean, "true or false"],
+  [["sdp"], isOff, "false"],
+  [["maxconnections"], isInteger, "a number"],
+  [["filesize"], isSize, "a number"],
+  [["exportname", "authfile", "prerun", "postrun", "transactionlog", "cowdir", "listenaddr"], isString, STRING],
+  [["virtstyle"], isString, STRING],
+  [["virtstyle"], isStyle, "none, ipliteral, iphash or cidrhash with a length"]
+]
+const MIXED: ReadonlyArray<readonly [string, string]> = [
+  ["copyonwrite", "splice"],
+  ["copyonwrite", "waitfile"],
+  ["datalog", "splice"]
 ]
 
 /** The line that makes a `[generic]` ours: without it the section is somebody else's and stays as it is. */
@@ -249,6 +300,15 @@ const hostOf = (addresses: ReadonlyArray<string>, wide: boolean, wish: Wish): st
   return plain ?? (addresses.includes("localhost") ? "127.0.0.1" : null)
 }
 
+/** Where a server with this file takes connections, as `address:port`; null where that is everywhere, or not said in numbers. */
+export const endpoints = (document: Document | null, wish: Wish): ReadonlyArray<string> | null => {
+  const { listen } = judgeGeneric(document, wish)
+  if (document === null || ownsGeneric(document)) return [`${wish.host}:${wish.port}`]
+  const { addresses, wide } = listening(document)
+  const plain = addresses.every((address) => addressProblem(address) === null)
+  return wide || !plain ? null : addresses.map((address) => `${address}:${listen.port}`)
+}
+
 /** What an explicit NBD_HOST takes away from a file that exists, as sentences. */
 export const narrowedListening = (document: Document, wish: Wish): ReadonlyArray<string> => {
   if (judgeGeneric(document, wish).narrowed === null) return []
@@ -261,6 +321,8 @@ export const narrowedListening = (document: Document, wish: Wish): ReadonlyArray
 export interface Export {
   readonly name: string
   readonly path: string
+  /** The by-id path, where `path` is the descriptor of a process that opened that: for readers of ours, nbd-server knows no such key. */
+  readonly pin?: string
   readonly read_only: boolean
   readonly authfile: string
 }
@@ -275,6 +337,8 @@ export interface Rendering {
   readonly moving: ReadonlyArray<string>
   /** Names whose sections leave the file, beside those of `exports`. Every other section stays byte for byte. */
   readonly drop: ReadonlyArray<string>
+  /** Where every export's path must lie, unless it is what a holder process has open. */
+  readonly by_id_dir: string
 }
 
 export type Rendered =
@@ -299,18 +363,33 @@ export const seal = (body: string, hash: string, sentinel: string): string =>
 
 export const markerName = (hash: string): string => `gen-${hash.slice(0, 32)}`
 
-/** The marker's name and the text whose hash it must be; null when the file does not end in a marker. */
+/**
+ * What GLib makes of the text: groups with their keys and values, without comments, blanks and the groups' order. Of two
+ * texts with one meaning a server makes the same, so that neither a hand's comment nor the order is a reason to end it.
+ */
+export const meaning = (text: string): string => {
+  const groups = new Map<string, Array<string>>()
+  let lines: Array<string> = []
+  for (const line of linesOf(text)) {
+    const read = readLine(line)
+    if (read._tag === "Header") {
+      lines = groups.get(read.name) ?? []
+      groups.set(read.name, lines)
+    } else if (read._tag !== "Comment") lines.push(read._tag === "Pair" ? `${read.key}=${read.value}` : line)
+  }
+  const names = [...groups.keys()].toSorted()
+  return names.flatMap((name) => [`[${name}]`, ...(groups.get(name) ?? [])]).join("\n")
+}
+
+/** The marker's name and the text whose meaning's hash it must be; null when the file does not end in a marker. */
 export const generation = (
   document: Document
 ): { readonly marker: string; readonly body: string; readonly hash: string } | null => {
   const last = document.sections.at(-1)
-  if (last === undefined || !NbdName.MARKER.test(last.name) || last.lead !== "\n" || document.tail !== "") return null
+  if (last === undefined || !NbdName.MARKER.test(last.name)) return null
   const text = print(document)
-  return {
-    marker: last.name,
-    body: text.slice(0, text.length - last.lead.length - last.body.length),
-    hash: last.name.slice(4)
-  }
+  const end = text.length - document.tail.length
+  return { marker: last.name, body: text.slice(0, end - last.body.length), hash: last.name.slice(4) }
 }
 
 const byName = (exports: ReadonlyArray<Export>): ReadonlyArray<Export> =>
@@ -333,13 +412,14 @@ const foreignPart = (rendering: Rendering): string => {
   return genericSection(rendering.listen) + (rest === "" ? "" : `\n${rest}`)
 }
 
-const leavingNames = (rendering: Rendering): ((name: string) => boolean) => {
+/** Which names leave the file as it is: those that are written anew, and those that go. Takes them in bytes. */
+export const leavingNames = (rendering: Rendering): ((name: string) => boolean) => {
   const names = new Set([...rendering.exports.map((e) => e.name), ...rendering.drop])
   return (name) => names.has(name) || NbdName.isHousekeeping(name)
 }
 
 /** A `[generic]` of somebody else that listens elsewhere, and is the same in everything besides. */
-const relistening = (body: string, host: string | null): string => {
+export const relistening = (body: string, host: string | null): string => {
   const [header = "", ...lines] = linesOf(body)
   const rest = lines.filter((line) => !isListenaddr(line)).join("")
   const ended = header.endsWith("\n") ? header : `${header}\n`
@@ -384,6 +464,7 @@ type Key =
   | "fua"
   | "virtstyle"
   | "authfile"
+  | "pin"
   | "exportname"
 
 const section = (name: string, pairs: ReadonlyArray<readonly [Key, string]>): string =>
@@ -414,44 +495,9 @@ const exportPairs = (one: Export): ReadonlyArray<readonly [Key, string]> => [
   ["fua", "true"],
   ["virtstyle", "none"],
   ["authfile", one.authfile],
+  ...(one.pin === undefined ? [] : [["pin", one.pin] as const]),
   ["exportname", one.path]
 ]
-
-/**
- * Reads the sealed text as nbd-server will and compares it with what was meant: ours exactly, everybody else's byte for
- * byte, nothing besides. Null when they agree. Independent of how the text was made.
- */
-export const disagreement = (text: string, rendering: Rendering): string | null => {
-  const parsed = parse(text)
-  if (parsed._tag === "Malformed") return `line ${parsed.line}: ${parsed.problem}`
-  const document = parsed.document
-  const leaving = leavingNames(rendering)
-  const generic = ownsGeneric(rendering.base)
-  const foreign = (one: Section) => !leaving(one.name) && !(one.name === "generic" && generic)
-  const { narrowed } = judgeGeneric(rendering.base, rendering.listen)
-  const bodyOf = ({ body, name }: Section) =>
-    (name === "generic" && narrowed !== null ? relistening(body, null) : body).replace(/\r?\n$/, "")
-  const bodies = (sections: ReadonlyArray<Section>) => sections.filter(foreign).map(bodyOf)
-  const [had, has] = [bodies(rendering.base?.sections ?? []), bodies(document.sections)]
-  if (JSON.stringify(had) !== JSON.stringify(has)) return "sections of others would change"
-  if (narrowed !== null && valueOf(document, "generic", "listenaddr") !== narrowed) return "it would listen elsewhere"
-  const wanted = new Map([
-    [NbdName.SENTINEL, sentinelPairs(rendering.sentinel)],
-    ...rendering.exports.map((e) => [e.name, exportPairs(e)] as const)
-  ])
-  const own = document.sections.filter((s) => leaving(s.name) && !NbdName.MARKER.test(s.name))
-  const exact = own.every((s) => samePairs(s.pairs, wanted.get(s.name)))
-  if (own.length !== wanted.size || !exact) return "our own sections would not be what was asked for"
-  const marker = generation(document) === null ? undefined : document.sections.at(-1)
-  if (marker === undefined) return "the generation marker is not the last section"
-  if (!samePairs(marker.pairs, sentinelPairs(rendering.sentinel))) return "the generation marker would not be whole"
-  return refusal(document)
-}
-
-const samePairs = (has: ReadonlyArray<Pair>, want: ReadonlyArray<readonly [Key, string]> | undefined): boolean =>
-  want !== undefined &&
-  has.length === want.length &&
-  has.every((pair, index) => pair.key === want[index]?.[0] && pair.value === want[index]?.[1])
 
 /** nbd-server overflows an error buffer on long paths that do not exist. */
 export const PATH_LENGTH_MAX = 99
@@ -468,15 +514,33 @@ export const pathProblem = (path: string): string | null => {
   return path.split("/").some((part) => part === "." || part === "..") ? "holds a . or .. part" : null
 }
 
+/** What a path of the form `/proc/<pid>/fd/<n>` names: an open file of a process, whatever that is by now. Null for other paths. */
+export const pinOf = (path: string): { readonly pid: number; readonly descriptor: number } | null => {
+  const [, pid, descriptor] = /^\/proc\/([1-9]\d{0,9})\/fd\/(\d{1,7})$/.exec(path) ?? []
+  return pid === undefined || descriptor === undefined ? null : { pid: Number(pid), descriptor: Number(descriptor) }
+}
+
+/** Why an export of ours must not lead there, or null: it is no by-id link, nor what a process opened by one. */
+const exportPathProblem = ({ path, pin }: Export, by_id_dir: string): string | null => {
+  if (pin !== undefined && pinOf(path) === null) return "stands for what is no open file of a process"
+  const link = pin ?? path
+  const problem = pathProblem(link)
+  if (problem !== null) return problem
+  const name = link.startsWith(`${by_id_dir}/`) ? link.slice(by_id_dir.length + 1) : ""
+  return name === "" || name.includes("/") ? `is no link in ${by_id_dir}` : null
+}
+
 const problemsOf = (rendering: Rendering): ReadonlyArray<string> => {
-  const { base, drop, exports, listen, moving, sentinel } = rendering
+  const { base, by_id_dir, drop, exports, listen, moving, sentinel } = rendering
   const refused = base === null ? null : refusal(base)
   const { conflict } = judgeGeneric(base, listen)
   const standing = new Set([...(base?.sections ?? []).map((s) => s.name), ...moving])
   // Names that we choose are told apart without their case; those that others chose are theirs.
   const folded = repeated(exports.map(({ name }) => ({ name: standing.has(name) ? name : name.toLowerCase() })))
-  const nameProblem = (name: string) =>
-    standing.has(name) ? NbdName.claimProblem(NbdName.textOf(name)) : NbdName.newProblem(name)
+  const nameProblem = (name: string) => {
+    if (!standing.has(name)) return NbdName.newProblem(name)
+    return /[^\0-\xff]/.test(name) ? "holds what is no byte" : NbdName.claimProblem(NbdName.textOf(name))
+  }
   const told = (what: string, problem: string | null) => (problem === null ? [] : [`${what} ${problem}`])
   return [
     ...told("the file cannot be extended:", refused),
@@ -488,7 +552,7 @@ const problemsOf = (rendering: Rendering): ReadonlyArray<string> => {
     ...drop.flatMap((name) => (name === "generic" ? ["[generic] cannot be dropped"] : [])),
     ...exports.flatMap((one) => [
       ...told(`the export name ${named(one.name)}`, nameProblem(one.name)),
-      ...told(`the path ${quoted(one.path)} of ${named(one.name)}`, pathProblem(one.path)),
+      ...told(`the path ${quoted(one.pin ?? one.path)} of ${named(one.name)}`, exportPathProblem(one, by_id_dir)),
       ...told(`the authfile ${quoted(one.authfile)} (in NBD_ACL_DIR)`, pathProblem(one.authfile))
     ])
   ]

@@ -11,6 +11,10 @@ export const textOf = (bytes: string): string =>
     return plain === null || STAND_IN.test(plain) ? [...piece].map(standIn).join("") : plain
   })
 
+/** Without a byte that is no part of a character, which GLib refuses in a value. */
+export const isUtf8 = (bytes: string): boolean =>
+  !/[\x80-\xff]/.test(bytes.replace(PIECE, (piece) => (piece.length > 1 ? "" : piece)))
+
 export const bytesOf = (text: string): string =>
   text.replace(/[^\x00-\x7f]+/g, (run) =>
     [...run]

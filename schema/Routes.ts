@@ -85,7 +85,7 @@ const summaries = {
   deleteVolume: "Declare a volume removed, by its deletion policy or the one given",
   undeleteVolume: "Take a removal back, until its first irreversible call",
   acceptVolume: "Make what is observed the wish",
-  retryVolume: "End the back-off of a volume",
+  retryVolume: "End the back-off of a volume, and with end_clients the NBD clients that keep it from leaving",
   apply: "Declare many volumes at once, all or none",
   plan: "What would be done now for what is declared, and why",
   planCandidate: "What would be done for a candidate document",
@@ -359,11 +359,11 @@ const volumes = HttpApiGroup.make("volumes")
       HttpApiEndpoint.post("retryVolume", "/api/v2/volumes/:name/retry")
         .setPath(ByName)
         .setUrlParams(DryRunParams)
-        .setHeaders(Written)
+        .setHeaders(Conditional)
         .setPayload(RetryBody)
         .addSuccess(Volume)
         .addSuccess(DryRun),
-      [...writing, 501]
+      writing
     )
   )
   .add(

@@ -1,7 +1,7 @@
 import { Context, Effect, Layer, Ref } from "effect"
 import * as Fs from "node:fs"
-import { Gate } from "../reconciler/Gate.ts"
-import { Leadership, obstacle } from "../reconciler/Leadership.ts"
+import { Gate, isForFence } from "../reconciler/Gate.ts"
+import { Leadership, obstacle, type Role } from "../reconciler/Leadership.ts"
 import { GateClosed } from "../schema/Errors.ts"
 import type { Settings } from "../schema/Settings.ts"
 
@@ -34,12 +34,16 @@ export const layer = (
       const check = Effect.gen(function* () {
         const detail = yield* held
         if (detail !== null) return yield* new GateClosed({ detail })
+        if (yield* isForFence) return yield* unlessElsewhere(yield* leadership.role)
         yield* leadership.check
       })
       const close = (reason: string) => Ref.update(closed, (earlier) => earlier ?? reason)
       return Context.make(Gate, { check, reason }).pipe(Context.add(Shutter, { close }))
     })
   )
+
+const unlessElsewhere = (role: Role): Effect.Effect<void, GateClosed> =>
+  role._tag === "Standby" ? Effect.fail(new GateClosed({ detail: obstacle(role) ?? "" })) : Effect.void
 
 /** Only a file that is proven absent leaves the gate open; a dangling link or one that cannot be looked at closes it. */
 export const heldBy = (file: string): string | null => {

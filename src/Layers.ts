@@ -21,6 +21,8 @@ import * as Server from "./Http/Server.ts"
 import * as SettingsFrom from "./Settings.ts"
 import * as NbdMain from "./Nbd/Main.ts"
 import * as NbdServer from "./Nbd/NbdServer.ts"
+import * as Instance from "./Nbdkit/Instance.ts"
+import * as Nbdkit from "./Nbdkit/Nbdkit.ts"
 import * as SimulatedNbd from "./Simulation/Nbd.ts"
 import * as Sql from "./Store/Sql.ts"
 
@@ -38,24 +40,15 @@ const local = (settings: Settings, options: Options): Layer.Layer<Devices | Nbd,
   Layer.merge(Linux.layer(settings), nbd(settings, options))
 
 const nbd = (settings: Settings, options: Options): Layer.Layer<Nbd, Misconfigured, Gates.Gate> => {
-  const simulated = settings.sandbox && !NbdMain.isInstalled()
-  switch (simulated ? "simulated" : settings.nbd.backend) {
+  const { backend } = settings.nbd
+  const installed = backend === "nbdkit" ? Instance.isInstalled() : NbdMain.isInstalled()
+  switch (settings.sandbox && !installed ? "simulated" : backend) {
     case "nbd-server":
       return NbdServer.layer({ ...settings, stop_on_exit: options.stop_nbd })
     case "simulated":
       return SimulatedNbd.layerFiles(settings.nbd)
     case "nbdkit":
-      return Layer.fail(
-        new Misconfigured({
-          problems: [
-            {
-              key: "NBD_BACKEND",
-              problem: "nbdkit is not supported by this version",
-              example: "NBD_BACKEND=nbd-server"
-            }
-          ]
-        })
-      )
+      return Nbdkit.layer({ ...settings, stop_on_exit: options.stop_nbd })
   }
 }
 

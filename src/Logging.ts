@@ -1,4 +1,5 @@
 import { Array as Arr, Cause, HashMap, Inspectable, Layer, Logger, LogLevel } from "effect"
+import { fstatSync } from "node:fs"
 import type { Settings } from "../schema/Settings.ts"
 
 /** Where lines go. Never stdout, where the command line prints its results. */
@@ -20,20 +21,63 @@ const levels = {
   error: LogLevel.Error
 } as const satisfies Record<Settings["log_level"], LogLevel.LogLevel>
 
-/** One line an event, as JSON for machines or as text for people, from the set level on. */
+/**
+ * One line an event, as JSON for machines or as text for people, from the set level on. `toJournal`: what the sink gets
+ * goes to systemd's journal, so that each line says how grave it is.
+ */
 export const layer = (
   settings: Pick<Settings, "log_level" | "log_format">,
-  sink: Sink = stderr
+  sink: Sink = stderr,
+  toJournal: boolean = isJournal(process.env["JOURNAL_STREAM"])
 ): Layer.Layer<never> => {
   deaf()
   const format = settings.log_format === "json" ? json : pretty
+  const lines = toJournal ? (event: Event) => graded(priorityOf(event), format(event)) : format
   return Layer.merge(
     Logger.replace(
       Logger.defaultLogger,
-      Logger.make((options) => sink(`${format(options)}\n`))
+      Logger.make((event) => sink(`${lines(event)}\n`))
     ),
     Logger.minimumLogLevel(levels[settings.log_level])
   )
+}
+
+/**
+ * `JOURNAL_STREAM` is `device:inode` of the stream that systemd connected to the journal; whoever redirected ours since
+ * gave it others (systemd.exec(5)).
+ */
+export const isJournal = (stream: string | undefined, descriptor = 2): boolean => {
+  if (stream === undefined || !/^\d+:\d+$/.test(stream)) return false
+  const { dev, ino } = fstatSync(descriptor, { bigint: true })
+  return stream === `${dev}:${ino}`
+}
+
+/** What ends the program, fit for where its standard error goes. */
+export const fatal = (text: string): string =>
+  isJournal(process.env["JOURNAL_STREAM"]) ? graded(PRIORITIES.error, text) : text
+
+/** As systemd reads it at the head of each line (sd-daemon(3)). */
+const graded = (priority: number, lines: string): string => lines.replaceAll(/^/gm, `<${priority}>`)
+
+/** Of syslog(3). */
+const PRIORITIES = { fatal: 2, error: 3, warning: 4, info: 6, debug: 7 } as const
+
+const priorityOf = ({ logLevel }: Event): number => {
+  switch (logLevel._tag) {
+    case "Fatal":
+      return PRIORITIES.fatal
+    case "Error":
+      return PRIORITIES.error
+    case "Warning":
+      return PRIORITIES.warning
+    case "All":
+    case "Info":
+    case "None":
+      return PRIORITIES.info
+    case "Debug":
+    case "Trace":
+      return PRIORITIES.debug
+  }
 }
 
 type Event = Logger.Logger.Options<unknown>

@@ -341,7 +341,10 @@ const logLevel: Value.Parser<Settings["log_level"]> = (text) => {
 }
 
 /** What is set that makes it less safe against others, a sentence each: shown in health. */
-export const insecurities = ({ cloudstack, database_dsn }: Settings): ReadonlyArray<string> => [
+export const insecurities = ({ cloudstack, database_dsn, nbd }: Settings): ReadonlyArray<string> => [
+  ...(nbd.backend === "nbdkit" && !Value.isLoopback(nbd.host)
+    ? ["nbdkit admits everybody who can reach it, and knows no list of addresses (NBD_BACKEND, NBD_HOST)"]
+    : []),
   ...(cloudstack.allow_http ? ["CloudStack may be asked by plain http (CLOUDSTACK_ALLOW_HTTP)"] : []),
   ...(Dsn.isUnverified(database_dsn) ? ["the certificate of the database is not verified (DATABASE_DSN)"] : [])
 ]
@@ -396,6 +399,7 @@ const lines = (settings: Settings): Readonly<Partial<Record<Key, string>>> => {
     ...given("NBD_PORT", nbd.explicit.port ? String(nbd.port) : null),
     ...given("NBD_ALLOW", nbd.explicit.allow ? nbd.allow.join(",") : null),
     NBD_START: nbd.start,
+    NBD_PIN: String(nbd.pin),
     HOLD_FILE: settings.hold_file,
     RESYNC_INTERVAL: Value.renderDuration(settings.resync_idle_ms),
     RESYNC_BUSY_INTERVAL: Value.renderDuration(settings.resync_busy_ms),
@@ -421,6 +425,8 @@ const limitLines = (limits: Settings["limits"]): Readonly<Partial<Record<Key, st
   SUSPICION_COUNT: String(limits.suspicion_count),
   SUSPICION_SHARE: String(limits.suspicion_share),
   LOSS_CONFIRMATION: Value.renderDuration(limits.loss_confirmation_ms),
+  NBD_DRAIN: Value.renderDuration(limits.drain_ms),
+  NBD_CALL_DRAIN: Value.renderDuration(limits.call_drain_ms),
   DEVICE_TIMEOUT: Value.renderDuration(limits.device_timeout_ms),
   CONTENTION_REPAIRS: String(limits.contention_repairs),
   CONTENTION_WINDOW: Value.renderDuration(limits.contention_window_ms),

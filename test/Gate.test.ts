@@ -4,7 +4,7 @@ import { execFileSync } from "node:child_process"
 import * as Fs from "node:fs"
 import * as Os from "node:os"
 import * as Path from "node:path"
-import { Gate } from "../reconciler/Gate.ts"
+import { forFence, Gate } from "../reconciler/Gate.ts"
 import { Leadership, type Role } from "../reconciler/Leadership.ts"
 import { GateClosed } from "../schema/Errors.ts"
 import * as Gates from "../src/Gate.ts"
@@ -111,6 +111,27 @@ describe("the gate", () => {
         const deposed = yield* Effect.provide(Gate, layer(open, under(leader, late)))
         assert.isNull(yield* deposed.reason, "as last known")
         assert.include((yield* Effect.flip(deposed.check)).message, "by now", "as the database says now")
+      })
+  )
+
+  it.scoped(
+    "lets a fence pass while nobody is known to lead, without the database, but no hold file and no other leader",
+    () =>
+      Effect.gen(function* () {
+        const hold_file = Path.join(yield* temporary, "hold")
+        const dead = Effect.die(new Error("the database was asked"))
+        const fenced = (role: Role, dry_run = false) =>
+          Effect.flatMap(Gate, (gate) => Effect.isSuccess(forFence(gate.check))).pipe(
+            Effect.provide(layer({ hold_file, dry_run }, under(role, dead)))
+          )
+        const away: Role = { _tag: "Unreachable", detail: "connect ECONNREFUSED" }
+        assert.isTrue(yield* fenced(leader))
+        assert.isTrue(yield* fenced(away))
+        assert.isFalse(yield* fenced({ _tag: "Standby", leader: "oma-2" }))
+        assert.isFalse(yield* fenced(away, true), "a dry run does nothing at all")
+        Fs.writeFileSync(hold_file, "")
+        assert.isFalse(yield* fenced(leader))
+        assert.isFalse(yield* fenced(away))
       })
   )
 })

@@ -1,11 +1,14 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Cause, Effect, Redacted } from "effect"
+import { closeSync, fstatSync, mkdtempSync, openSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import type { Settings } from "../schema/Settings.ts"
-import { layer } from "../src/Logging.ts"
+import { isJournal, layer } from "../src/Logging.ts"
 
 const hostile = "a\nlevel=error\r\u001b[31m\u2028\u0085\u0000b"
 
-const logged = (settings: Pick<Settings, "log_level" | "log_format">) =>
+const logged = (settings: Pick<Settings, "log_level" | "log_format">, toJournal = false) =>
   Effect.gen(function* () {
     const lines: Array<string> = []
     yield* Effect.gen(function* () {
@@ -14,7 +17,7 @@ const logged = (settings: Pick<Settings, "log_level" | "log_format">) =>
         Effect.annotateLogs({ volume: hostile, key: Redacted.make("canary"), time: "mine", n: 5 })
       )
       yield* Effect.logError("it broke", Cause.fail(new Error(hostile, { cause: new Error("deeper") })))
-    }).pipe(Effect.provide(layer(settings, (line) => lines.push(line))))
+    }).pipe(Effect.provide(layer(settings, (line) => lines.push(line), toJournal)))
     return lines
   })
 
@@ -59,4 +62,36 @@ describe("logging", () => {
       assert.strictEqual((yield* logged({ log_level: "error", log_format: "json" })).length, 1)
     })
   )
+
+  it.effect("tells the journal how grave each line is, however many an event has (e5)", () =>
+    Effect.gen(function* () {
+      const json = yield* logged({ log_level: "debug", log_format: "json" }, true)
+      assert.deepStrictEqual(
+        json.map((line) => line.slice(0, 4)),
+        ["<7>{", "<6>{", "<3>{"]
+      )
+      const [, , error] = yield* logged({ log_level: "debug", log_format: "pretty" }, true)
+      const lines = (error ?? "").trimEnd().split("\n")
+      assert.isAbove(lines.length, 2)
+      assert.deepStrictEqual(
+        lines.filter((line) => !line.startsWith("<3>")),
+        []
+      )
+    })
+  )
+
+  it("takes its stream for the journal's only where it is that very stream", () => {
+    const dir = mkdtempSync(join(tmpdir(), "volumed-journal-"))
+    const descriptor = openSync(join(dir, "stream"), "w")
+    try {
+      const { dev, ino } = fstatSync(descriptor)
+      assert.isTrue(isJournal(`${dev}:${ino}`, descriptor))
+      assert.isFalse(isJournal(`${dev}:${ino + 1}`, descriptor))
+      assert.isFalse(isJournal(undefined, descriptor))
+      assert.isFalse(isJournal("", descriptor))
+    } finally {
+      closeSync(descriptor)
+      rmSync(dir, { recursive: true })
+    }
+  })
 })

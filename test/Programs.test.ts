@@ -35,9 +35,11 @@ const programs = [
   "qemu-img",
   "mariadbd",
   "mariadb-install-db",
-  "my_print_defaults"
+  "my_print_defaults",
+  "systemd-analyze",
+  "systemd-notify"
 ]
-const packages = "nbd-server libnbd-bin nbdkit qemu-utils mariadb-server-core mariadb-client-core"
+const packages = "nbd-server libnbd-bin nbdkit qemu-utils mariadb-server-core mariadb-client-core systemd"
 
 /** Logs each call beside the policy that holds meanwhile; after a fetched list, or at once, `install` brings everything. */
 const aptGet = (machine: Machine, { needsLists = false, fails = false } = {}) =>

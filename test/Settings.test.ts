@@ -157,6 +157,8 @@ describe("settings", () => {
     ["NBD_ALLOW", ["127.0.0.1,everyone", "10.0.0.300"]],
     ["NBD_START", ["yes", "unit:", "unit:a b", "unit:-x"]],
     ["NBD_PIN", ["perhaps"]],
+    ["NBD_DRAIN", ["2d", "60"]],
+    ["NBD_CALL_DRAIN", ["51s", "-1s"]],
     ["HOLD_FILE", ["hold"]],
     ["RESYNC_INTERVAL", ["60", "10ms", "2h"]],
     ["RESYNC_BUSY_INTERVAL", ["x"]],
@@ -417,6 +419,9 @@ describe("settings", () => {
         STATE_DIR: "/var/lib/it's ours",
         DELETE_GRACE: "90s",
         SUSPICION_SHARE: "12.5%",
+        NBD_PIN: "on",
+        NBD_DRAIN: "45s",
+        NBD_CALL_DRAIN: "5s",
         LISTEN: "[::1]:1,127.0.0.1:2"
       })
       const printed = Settings.render(settings)
@@ -431,6 +436,7 @@ describe("settings", () => {
         file
       ).pipe(Effect.ensuring(Effect.sync(() => Fs.rmSync(directory, { recursive: true }))))
       assert.strictEqual(Settings.render(again), printed)
+      assert.deepStrictEqual([again.nbd, again.limits], [settings.nbd, settings.limits])
       assert.strictEqual(secretOf(again.cloudstack.secret_key), "canary-secret-key")
     })
   )

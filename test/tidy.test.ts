@@ -118,7 +118,7 @@ describe("The house", () => {
   })
 
   it("holds at its top only what it may", () => {
-    const rooms = ["schema", "reconciler", "src", "test", "fixtures", "examples", ".ci"]
+    const rooms = ["schema", "reconciler", "src", "test", "fixtures", "examples", "systemd", ".ci"]
     const settings = ["package.json", "package-lock.json", "tsconfig.json", "vitest.config.ts", ".gitignore"]
     const others = ["README.md", "LICENSE", ".oxfmtrc.json", ".oxlintrc.json"]
     const allowed = new Set([...rooms, ...settings, ...others])
@@ -187,16 +187,31 @@ describe("The tests", () => {
     assert.deepStrictEqual(linesThat(left, tests), [])
   })
 
+  /** What the tests of a file are called, and what they are grouped under. */
+  const namesIn = (path: string): ReadonlyArray<string> => {
+    const called = /\b(?:it|test|describe)\b[\w.]*\(\s*(["'`])((?:(?!\1)[^\\]|\\.)*)\1/g
+    return [...text(path).matchAll(called)].map(([, , name = ""]) => name)
+  }
+
   it("name only faults and invariants that exist", () => {
-    const names = /\b(?:it|test|describe)\b[\w.]*\(\s*(["'`])((?:(?!\1)[^\\]|\\.)*)\1/g
     const unknown = tests.flatMap((path) =>
-      [...text(path).matchAll(names)].flatMap(([, , name = ""]) =>
+      namesIn(path).flatMap((name) =>
         SafetyIds.inText(name)
           .filter((id) => !SafetyIds.known.has(id))
           .map((id) => `${path}: ${id} in "${name}"`)
       )
     )
     assert.deepStrictEqual(unknown, [])
+  })
+
+  it("inject every fault of disks and of the NBD server, real or simulated, under its id", () => {
+    // What is read off the sources here injects nothing.
+    const injecting = tests.filter((path) => path !== "test/tidy.test.ts")
+    const covered = new Set(injecting.flatMap(namesIn).flatMap(SafetyIds.inText))
+    assert.deepStrictEqual(
+      [...SafetyIds.ofFamily("D"), ...SafetyIds.ofFamily("N")].filter((id) => !covered.has(id)),
+      []
+    )
   })
 
   it("use every fixture: by name, or by reading its whole directory", () => {

@@ -1,4 +1,5 @@
 import { Effect } from "effect"
+import type { PlanItem } from "../../schema/Action.ts"
 import type * as Api from "../../schema/Api.ts"
 import type { ApiError } from "../Client/Failure.ts"
 import type { Invocation } from "./Arguments.ts"
@@ -198,16 +199,59 @@ export const accept = Effect.fn("Act.accept")(function* (invocation: Invocation)
 
 export const retry = Effect.fn("Act.retry")(function* (invocation: Invocation) {
   const { client } = yield* Daemon
-  const { name } = yield* Handle.resolveOne(invocation.positionals[0] ?? "")
-  const request = { end_clients: invocation.flags.has("end-clients") }
-  const planned = yield* client.retryDryRun(name, request)
+  const { name, generation } = yield* Handle.resolveOne(invocation.positionals[0] ?? "")
+  const wanted = invocation.flags.has("end-clients")
+  const planned = yield* client.retryDryRun(name, { end_clients: wanted })
+  const leaving = wanted ? planned.plan.items.filter(isLeaving) : []
+  const ending = yield* endings(leaving)
+  // Who was told that nothing is ended has agreed to nothing.
+  const agreed = ending.length > 0 || leaving.some(({ guard }) => guard?._tag === "EndClients")
+  if (wanted) yield* (yield* Output).note(agreed ? endingsText(name, ending) : noneText(name))
   return yield* Change.change(
     planned,
-    request.end_clients ? `End the NBD clients of ${name} and try it at once?` : `Try ${name} again at once?`,
-    client.retry(name, request),
+    agreed ? `End ${counted(ending)} and try ${name} at once?` : `Try ${name} again at once?`,
+    // Clients are ended for the declaration that was shown, and not for what somebody writes meanwhile.
+    client.retry(name, { end_clients: agreed }, wanted ? { ifMatch: generation } : {}),
     () => `${name} is tried again. Follow it with: volumed wait ${name}\n`
   )
 })
+
+/** What it waits for besides, a hold file or a maintenance, may be over while the consent still stands. */
+const isLeaving = ({ blocked, chain, guard }: PlanItem): boolean =>
+  guard?._tag === "EndClients" ||
+  blocked?.reason === "InUse" ||
+  blocked?.reason === "Draining" ||
+  chain[0]?._tag === "Unexport" ||
+  chain[0]?._tag === "Detach"
+
+/** The connections that hold up what is planned; those of a volume that stays are nobody's to end. */
+const endings = Effect.fnUntraced(function* (leaving: ReadonlyArray<PlanItem>) {
+  const { client } = yield* Daemon
+  const exports = yield* Effect.forEach(leaving, ({ volume_id }) =>
+    volume_id === null
+      ? Effect.succeed([])
+      : client.export(volume_id).pipe(
+          Effect.map(({ connections }) => connections),
+          Effect.catchIf(
+            (error) => error._tag === "ApiError" && error.status === 404,
+            () => Effect.succeed([])
+          )
+        )
+  )
+  return exports.flat()
+})
+
+type Connections = ReadonlyArray<Parameters<typeof VolumeText.connection>[0]>
+
+/** None is counted where the export is not listed any more, and somebody holds the disk through it still. */
+const counted = ({ length }: Connections): string =>
+  length === 0 ? "the NBD connections" : `${length} NBD connection${length === 1 ? "" : "s"}`
+
+const endingsText = (name: string, ending: Connections): string =>
+  `This ends ${counted(ending)} of ${name}${ending.length === 0 ? ", whoever has them.\n" : ":\n"}` +
+  ending.map((one) => `  ${clean(VolumeText.connection(one))}\n`).join("")
+
+const noneText = (name: string): string => `No NBD client keeps ${name} from leaving: no connection is ended.\n`
 
 export const pause = Effect.fn("Act.pause")(function* (invocation: Invocation) {
   const { client, actor } = yield* Daemon

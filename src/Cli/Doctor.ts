@@ -3,9 +3,7 @@ import { Clock, type Context, Effect, Either } from "effect"
 import { createServer } from "node:net"
 import { type CloudPlace, CloudStackRead } from "../../reconciler/CloudStack.ts"
 import { Devices } from "../../reconciler/Devices.ts"
-import { Nbd } from "../../reconciler/Nbd.ts"
 import type { CloudStackUnavailable, Misconfigured } from "../../schema/Errors.ts"
-import type { NbdReading } from "../../schema/Inventory.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Gate from "../Gate.ts"
 import * as Layers from "../Layers.ts"
@@ -16,6 +14,7 @@ import type { Invocation } from "./Arguments.ts"
 import { Daemon } from "./Daemon.ts"
 import * as DatabaseCheck from "./DatabaseCheck.ts"
 import { type Finding, fail, ok, outcome, text, warn } from "./Finding.ts"
+import * as NbdCheck from "./NbdCheck.ts"
 import * as Package from "./Package.ts"
 import { clean, show } from "./Output.ts"
 
@@ -125,7 +124,7 @@ const portTaken = (name: string, error: NodeJS.ErrnoException, daemonUp: boolean
 /** CloudStack, the guest and the NBD server, as the daemon itself would read them. */
 const witnesses = Effect.fn("Doctor.witnesses")(function* (settings: Settings) {
   const { cloud, guest, nbd } = yield* Effect.all(
-    { cloud: cloudStack(settings), guest: devices(settings), nbd: nbdServer(settings) },
+    { cloud: cloudStack(settings), guest: devices(settings), nbd: NbdCheck.check(settings) },
     { concurrency: 3 }
   )
   return [...cloud, guest, ...nbd]
@@ -217,41 +216,3 @@ const devices = Effect.fn("Doctor.devices")(function* (settings: Settings) {
         "udevadm trigger"
       )
 })
-
-const nbdServer = Effect.fn("Doctor.nbdServer")(function* (settings: Settings) {
-  const nbd = yield* Nbd
-  const reading = yield* Effect.either(nbd.observe([]))
-  if (Either.isLeft(reading)) return [fail("NBD server", clean(reading.left.message), "systemctl status nbd-server")]
-  return [nbdState(reading.right, settings), nbdConfig(reading.right, settings)]
-})
-
-const nbdState = (reading: NbdReading, settings: Settings): Finding => {
-  const name = `${reading.engine} ${reading.version ?? ""}`.trim()
-  const problem = clean(reading.server.problem ?? reading.server.state)
-  switch (reading.server.state) {
-    case "running":
-      return ok("NBD server", `${name} runs as pid ${reading.server.pid ?? "?"} with ${settings.nbd.config}`)
-    case "absent":
-      return settings.nbd.start === "off"
-        ? warn("NBD server", `${name}: none listens on port ${reading.port}`, `nbd-server -C ${settings.nbd.config}`)
-        : ok(
-            "NBD server",
-            `${name}: none listens on port ${reading.port}; volumed starts it when there is something to serve`
-          )
-    case "not_installed":
-      return fail("NBD server", problem, "apt-get install nbd-server")
-    case "foreign":
-      return fail(
-        "NBD server",
-        problem,
-        `give NBD_CONFIG the file of its -C, or NBD_PORT another port (ss -ltnp 'sport = ${reading.port}')`
-      )
-    case "hung":
-      return fail("NBD server", problem, "nothing: volumed replaces it; without volumed end that process")
-  }
-}
-
-const nbdConfig = (reading: NbdReading, settings: Settings): Finding =>
-  reading.config_problem === null
-    ? ok("NBD config", `${settings.nbd.config}: ${reading.sections.length} exports`)
-    : fail("NBD config", clean(reading.config_problem), `mend ${settings.nbd.config}, or move it away`)

@@ -13,12 +13,13 @@ export const explain = Effect.fn("Explain.explain")(function* (invocation: Invoc
   const volume = yield* Handle.resolveOne(invocation.positionals[0] ?? "")
   const [{ plan }, held] = yield* Effect.all([client.plan, holders(volume)], { concurrency: 2 })
   const item = plan.items.find((candidate) => candidate.uid === volume.uid) ?? null
-  const command = nextCommand(volume, item, plan)
-  const { connections, problem } = held
+  const { found, problem } = held
+  const connections = found?.connections ?? []
+  const command = nextCommand(volume, item, plan, connections.length)
   yield* show({ volume, connections, plan: item, command }, (paint) => {
     const facts = [...connections.map(VolumeText.connection), ...(problem === null ? [] : [problem])]
     return VolumeText.explanation(
-      { volume, holders: facts, chain: item === null ? "" : chain(item, paint), command },
+      { volume, found, holders: facts, chain: item === null ? "" : chain(item, paint), command },
       paint
     )
   })
@@ -28,12 +29,12 @@ export const explain = Effect.fn("Explain.explain")(function* (invocation: Invoc
 /** Who has the volume's export open. What cannot be told is said: nobody is not the same as not known. */
 const holders = Effect.fn("Explain.holders")(function* (volume: Api.Volume) {
   const { client } = yield* Daemon.Daemon
-  if (volume.status.volume_id === null) return { connections: [], problem: null }
-  const found = yield* Effect.either(client.export(volume.status.volume_id))
-  if (Either.isRight(found)) return { connections: found.right.connections, problem: null }
-  const error = found.left
+  if (volume.status.volume_id === null) return { found: null, problem: null }
+  const answer = yield* Effect.either(client.export(volume.status.volume_id))
+  if (Either.isRight(answer)) return { found: answer.right, problem: null }
+  const error = answer.left
   const none = error._tag === "ApiError" && error.status === 404
-  return { connections: [], problem: none ? null : `not known: ${error.message}` }
+  return { found: null, problem: none ? null : `not known: ${error.message}` }
 })
 
 const chain = (item: PlanItem, paint: Paint): string => {
@@ -51,7 +52,8 @@ const chain = (item: PlanItem, paint: Paint): string => {
 export const nextCommand = (
   volume: Api.Volume,
   item: PlanItem | null,
-  plan: Pick<Plan, "digest" | "withheld">
+  plan: Pick<Plan, "digest" | "withheld">,
+  clients = 0
 ): string => {
   const { name } = volume
   const reason = item?.blocked?.reason ?? null
@@ -61,6 +63,8 @@ export const nextCommand = (
   }
   // What stops everything stops this too, whatever it waits for by itself.
   if (reason === "Maintenance") return "volumed maintenance"
+  // Who holds it without a connection is no client of ours to end.
+  if (reason === "InUse" && clients > 0) return `volumed retry ${name} --end-clients`
   if (volume.deletion !== null) return `volumed undelete ${name}`
   if (reason === "Paused" || isPaused(volume)) return `volumed resume ${name}`
   const operation = volume.status.last_operation_id
@@ -102,7 +106,10 @@ const remedy = (reason: Reason, name: string): string | null => {
     case "Contended":
       return `volumed log ${name} --since 1h`
     case "InUse":
+    case "Draining":
       return `volumed wait ${name}`
+    case "WrongDevice":
+      return "volumed devices"
     default:
       return null
   }

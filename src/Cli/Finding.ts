@@ -15,6 +15,21 @@ export const ok = (check: string, found: string): Finding => ({ check, state: "o
 export const fail = (check: string, found: string, fix: string): Finding => ({ check, state: "fail", found, fix })
 export const warn = (check: string, found: string, fix: string): Finding => ({ check, state: "warn", found, fix })
 
+/** Lines of one kind; of more of them there is only the number. */
+export const SHOWN = 10
+
+/** The first of them, and how many there are; or that there is none. */
+export const limited = <A>(
+  check: string,
+  all: ReadonlyArray<A>,
+  none: string,
+  finding: (one: A) => Finding
+): ReadonlyArray<Finding> => {
+  if (all.length === 0) return [ok(check, none)]
+  const more = all.length > SHOWN ? [warn(check, `and ${all.length - SHOWN} more`, "the same for each")] : []
+  return [...all.slice(0, SHOWN).map(finding), ...more]
+}
+
 export const outcome = (findings: ReadonlyArray<Finding>): Exit.Outcome =>
   findings.some((finding) => finding.state === "fail") ? "held" : "done"
 

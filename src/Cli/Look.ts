@@ -86,7 +86,7 @@ const exportsText = (answer: Api.Exports, names: ReadonlyMap<string, string>, pa
     one.status,
     one.served ? "yes" : "no",
     one.size === 0 ? "-" : size(one.size),
-    one.read_only ? "ro" : "rw",
+    `${one.read_only ? "ro" : "rw"}${one.port === port ? "" : ` on port ${one.port}`}`,
     one.kernel_path || "-",
     String(one.connections.length),
     one.verified_at ?? "-"

@@ -8,12 +8,10 @@ import { clean, show } from "./Output.ts"
 
 type What = "restart" | "upgrade" | "reboot"
 
-/** Lines of one kind; of more of them there is only the number. */
-const SHOWN = 10
 /** What a page of operations has at most. */
 const PAGE = 1000
 
-const { fail, ok, warn } = Finding
+const { fail, limited, ok, SHOWN, warn } = Finding
 
 /**
  * May it be done now? Nothing of this would be lost: every line is something that is better waited for, with what to
@@ -201,15 +199,3 @@ const letters = (exports: ReadonlyArray<Api.ExportAnswer>): ReadonlyArray<Findin
         "volumed import --dry-run"
       )
   )
-
-/** The first of them, and how many there are; or that there is none. */
-const limited = <A>(
-  check: string,
-  all: ReadonlyArray<A>,
-  none: string,
-  finding: (one: A) => Finding.Finding
-): ReadonlyArray<Finding.Finding> => {
-  if (all.length === 0) return [ok(check, none)]
-  const more = all.length > SHOWN ? [warn(check, `and ${all.length - SHOWN} more`, "the same for each")] : []
-  return [...all.slice(0, SHOWN).map(finding), ...more]
-}

@@ -117,7 +117,7 @@ const endOnSignals = (fiber: Fiber.RuntimeFiber<unknown, unknown>, command: Comm
 
 const exitCode = (exit: EffectExit.Exit<Exit.Outcome, unknown>, invocation: Invocation): number => {
   if (EffectExit.isSuccess(exit)) return Exit.codes[exit.value]
-  process.stderr.write(`volumed ${invocation.command}: ${failure(exit.cause)}\n`)
+  process.stderr.write(`${Logging.fatal(`volumed ${invocation.command}: ${failure(exit.cause)}`)}\n`)
   return Exit.codes.error
 }
 

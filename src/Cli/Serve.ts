@@ -1,15 +1,22 @@
 import { Context, Effect, Layer, type Scope } from "effect"
 import { rmSync } from "node:fs"
+import * as Inspector from "node:inspector"
 import { join } from "node:path"
+import { Gate } from "../../reconciler/Gate.ts"
 import { Leadership, obstacle, type Role } from "../../reconciler/Leadership.ts"
-import type { Misconfigured, StoreUnavailable } from "../../schema/Errors.ts"
+import { Reconciler } from "../../reconciler/Reconciler.ts"
+import { Misconfigured, type StoreUnavailable } from "../../schema/Errors.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Failpoint from "../Failpoint.ts"
+import * as Heartbeat from "../Heartbeat.ts"
 import * as Server from "../Http/Server.ts"
 import * as Layers from "../Layers.ts"
 import * as Logging from "../Logging.ts"
 import * as NbdMain from "../Nbd/Main.ts"
+import * as Pin from "../Nbd/Pin.ts"
 import * as Processes from "../Nbd/Processes.ts"
+import * as Instance from "../Nbdkit/Instance.ts"
+import * as Notify from "../Notify.ts"
 import * as SettingsFrom from "../Settings.ts"
 import * as Sandbox from "../Simulation/Sandbox.ts"
 import * as Dsn from "../Store/Dsn.ts"
@@ -41,6 +48,7 @@ const serving = Effect.fn("Serve.serve")(function* (invocation: Invocation) {
     yield* output.result(SettingsFrom.render(settings))
     return "done" as const
   }
+  if (!settings.sandbox && Inspector.url() !== undefined) return yield* inspected
   // An NBD server outlives its daemon, and with it the transfers; one whose files are about to be removed must not.
   const momentary = sandbox !== null && values.state === undefined
   if (momentary) yield* leaveNothing(sandbox)
@@ -50,9 +58,22 @@ const serving = Effect.fn("Serve.serve")(function* (invocation: Invocation) {
   const around = Layer.effectDiscard(Effect.forEach(warnings, (text) => Effect.logWarning(text))).pipe(
     Layer.provideMerge(Layer.merge(Logging.layer(settings), failpoint))
   )
-  const { urls, role } = yield* daemon(settings, momentary, around)
+  const { urls, role, status } = yield* daemon(settings, momentary, around)
+  // Ready is who takes requests: what it has not looked at yet it says so.
+  yield* Notify.announce({ status, works: Heartbeat.beats(settings) })
   yield* output.note(ready(urls, settings, sandbox, obstacle(role)))
   return yield* Effect.never
+})
+
+/** Whoever connects to an inspector reads every key in memory, and runs what he likes (e3). */
+const inspected = new Misconfigured({
+  problems: [
+    {
+      key: "--inspect",
+      problem: "opens a debugger to everybody on this machine, which only a sandbox may",
+      example: "leave it out, of NODE_OPTIONS too"
+    }
+  ]
 })
 
 /** Settings that say nothing about where things are: a sandbox takes these, and these alone, from around it. */
@@ -107,6 +128,8 @@ export const leaveNothing = (sandbox: Sandbox.Sandbox): Effect.Effect<void, neve
   const lastResort = () => {
     const config = sandbox.env["NBD_CONFIG"] ?? ""
     for (const server of Processes.servers(config)) Processes.kill(server, config)
+    Instance.endAll(sandbox.env["STATE_DIR"] ?? "")
+    Pin.stop({ by_id_dir: sandbox.env["BY_ID_DIR"] ?? "", nbd: { config } })
     rmSync(sandbox.dir, { recursive: true, force: true })
   }
   return Effect.acquireRelease(
@@ -125,13 +148,25 @@ export const daemon = (
     const options = { version: Package.version(), stop_nbd: stopNbd }
     const services = yield* Layer.build(Layers.daemon(settings, options).pipe(Layer.provide(around)))
     const role = yield* Context.get(services, Leadership).role
-    return { urls: Context.get(services, Server.Server).addresses.map((address) => address.url), role }
+    const urls = Context.get(services, Server.Server).addresses.map((address) => address.url)
+    return { urls, role, status: Effect.provide(status, services) }
   })
 
 interface Running {
   readonly urls: ReadonlyArray<string>
   readonly role: Role
+  /** What it is at, in a line. */
+  readonly status: Effect.Effect<string>
 }
+
+const status = Effect.gen(function* () {
+  const held = yield* Effect.flatMap(Gate, ({ reason }) => reason)
+  const { statuses } = yield* Effect.flatMap(Reconciler, ({ view }) => view)
+  const ready = [...statuses.values()].filter(({ conditions }) =>
+    conditions.some(({ type, status }) => type === "Ready" && status === "True")
+  )
+  return `${held ?? "acting"}; ${ready.length} of ${statuses.size} volumes are as declared`
+})
 
 /** `idle`: why it only looks; null where it leads. */
 const ready = (

@@ -104,6 +104,8 @@ const placeOf = (volume: Volume): string => {
 
 interface Explained {
   readonly volume: Volume
+  /** Its export as it is now; null where there is none or it is not known. */
+  readonly found: ExportAnswer | null
   /** Who has its export open, one line each. */
   readonly holders: ReadonlyArray<string>
   readonly chain: string
@@ -111,7 +113,7 @@ interface Explained {
 }
 
 /** Everything that is known about one volume, what it waits for, and last of all the command to type. */
-export const explanation = ({ volume, holders, chain, command }: Explained, paint: Paint): string => {
+export const explanation = ({ volume, found, holders, chain, command }: Explained, paint: Paint): string => {
   const suggestion = clean(readiness(volume)?.suggestion ?? "")
   const head = `${volume.name}: ${state(volume)}`
   const shade = isReady(volume) ? paint.good : isBlocked(volume) ? paint.bad : paint.warn
@@ -130,7 +132,7 @@ export const explanation = ({ volume, holders, chain, command }: Explained, pain
         ? "none here"
         : `${volume.status.kernel_path ?? "?"} = ${volume.status.by_id_path}`
     ],
-    ["export", exportFact(volume)],
+    ["export", exportFact(volume, found)],
     ...holders.map((holder) => ["held by", holder] as const),
     ...(volume.spec.paused === null ? [] : [["paused", paused(volume.spec.paused)] as const]),
     ...(volume.deletion === null ? [] : [["removal", removal(volume.deletion)] as const]),
@@ -177,11 +179,14 @@ const volumeFact = (volume: Volume): string => {
     .join(", ")
 }
 
-const exportFact = (volume: Volume): string => {
+/** Clients come and go between passes, and are counted as they are now where that is known. */
+const exportFact = (volume: Volume, found: ExportAnswer | null): string => {
   const served = volume.status.export
   if (served === null) return "none"
+  if (found?.status === "fenced" && found.problem !== null) return `${uri(served)}, ${found.problem}`
   const verified = served.verified_at === null ? "not verified yet" : `verified ${served.verified_at}`
-  return `${uri(served)}, ${verified}, ${served.connections} connection${served.connections === 1 ? "" : "s"}`
+  const connections = found?.connections.length ?? served.connections
+  return `${uri(served)}, ${verified}, ${connections} connection${connections === 1 ? "" : "s"}`
 }
 
 /** One client of an export; the peer is null where /proc does not tell. */

@@ -206,7 +206,7 @@ export const make = (options: Options) => {
     accept: (name: string, how?: ConditionalWrite) => write(Api.Volume, "POST", named(name, "accept"), undefined, how),
     acceptDryRun: (name: string, how?: ConditionalWrite) => dry("POST", named(name, "accept"), undefined, {}, how),
     /** Ends the backoff, and with `end_clients` the NBD clients that hold the volume. */
-    retry: (name: string, body: typeof Api.RetryBody.Encoded = {}, how?: WriteOptions) =>
+    retry: (name: string, body: typeof Api.RetryBody.Encoded = {}, how?: ConditionalWrite) =>
       write(Api.Volume, "POST", named(name, "retry"), body, how),
     retryDryRun: (name: string, body: typeof Api.RetryBody.Encoded = {}) => dry("POST", named(name, "retry"), body),
 

@@ -43,6 +43,10 @@ const NAMES = [
   /^ata-QEMU_HARDDISK_([0-9a-f]{20})$/i
 ]
 
+/** The serial in the name of such a link, or null. */
+export const serialIn = (name: string): string | null =>
+  NAMES.flatMap((pattern) => pattern.exec(name)?.[1] ?? [])[0] ?? null
+
 /** Every link that bears a volume's serial, resolved or broken; none where the directory does not exist. */
 export const read = Effect.fn("Devices.links")(function* (options: Options) {
   const names = yield* Files.attempt(() => readdir(options.by_id_dir)).pipe(

@@ -51,27 +51,39 @@ const isSame = (before: Declaration, now: Declaration): boolean =>
 const another = (name: Name) =>
   refuse("CONFLICT", `${name} was written while it was looked at`, "look at it again, and decide again")
 
-/** The back-off ends. What holds the volume up otherwise holds it up again. */
+/**
+ * The back-off ends. With `end_clients` the NBD clients that keep the volume from leaving are ended as well: consent to
+ * that for the declaration as it is now, written to the history before it counts.
+ */
 export const retry = Effect.fnUntraced(function* (request: Request) {
   const name = yield* nameOf(request)
-  const { end_clients } = yield* retryBody(request)
-  if (end_clients === true) return yield* clientsStay
+  const { end_clients = false } = yield* retryBody(request)
+  const { if_match, if_none_match } = yield* preconditionOf(request)
   const current = yield* stored(name)
+  const { generation, uid } = current
+  if (if_none_match || (if_match !== null && if_match !== "any" && !if_match.includes(generation))) {
+    return yield* refuse(
+      "PRECONDITION_FAILED",
+      `${name} is at generation ${generation}`,
+      "look at it, and decide again"
+    )
+  }
   if (yield* flag(request.query, "dry_run")) {
     const writes = yield* Writes
     const kept = single({ outcome: "unchanged", declaration: current, write: null })
-    return Answer.ok(yield* writes.dryRun(request, Effect.succeed(kept), "changed"))
+    const agreeing = new Set(end_clients ? [uid] : [])
+    return Answer.ok(yield* writes.dryRun(request, Effect.succeed(kept), "changed", agreeing))
   }
   const reconciler = yield* Reconciler
-  yield* reconciler.poke([current.uid])
+  if (end_clients) {
+    const store = yield* Store
+    const by = request.actor_name
+    const message = `NBD clients that keep generation ${generation} from leaving may be ended`
+    yield* store.record({ kind: "clients_consented", name, uid, actor: by, message })
+    yield* reconciler.endClients(uid, { generation, by })
+  } else yield* reconciler.poke([uid])
   return answerVolume(yield* toAnswer(current))
 })
-
-const clientsStay = refuse(
-  "NOT_SUPPORTED",
-  "volumed does not end the connections of NBD clients yet",
-  "end the client that GET /api/v1/exports names, then retry without end_clients"
-)
 
 const retryBody = (request: Request) =>
   Effect.flatMap(request.optionalJson(BODY_BYTES_MAX), (body) =>

@@ -47,9 +47,10 @@ export const make = (
   const names = [...new Set([...(nbd?.sections ?? []).map(({ name }) => name), ...wanted])]
   const devices = reading(inventory?.guest ?? null)?.devices ?? []
   const port = nbd?.port ?? settings.port
+  const ports = { port, read_only_port: nbd?.read_only_port ?? port }
   const exports = names.map((name) => {
     const owner = owners.get(name) ?? null
-    return one({ name, owner, elsewhere: isElsewhere(owner, inventory), nbd, devices, port })
+    return one({ name, owner, elsewhere: isElsewhere(owner, inventory), nbd, devices, ...ports })
   })
   return {
     server: {
@@ -88,9 +89,10 @@ interface One {
   readonly nbd: NbdReading | null
   readonly devices: ReadonlyArray<BlockDevice>
   readonly port: number
+  readonly read_only_port: number
 }
 
-const one = ({ name, owner, elsewhere, nbd, devices, port }: One): Api.ExportAnswer => {
+const one = ({ name, owner, elsewhere, nbd, devices, port, read_only_port }: One): Api.ExportAnswer => {
   const section = nbd?.sections.find((candidate) => candidate.name === name) ?? null
   const verified = nbd?.verifications.findLast((candidate) => candidate.name === name) ?? null
   const volume_id = owner?.binding.volume_id ?? owner?.spec.volume_id ?? null
@@ -100,10 +102,12 @@ const one = ({ name, owner, elsewhere, nbd, devices, port }: One): Api.ExportAns
       (section !== null && section.path !== null && by_id_paths.includes(section.path))
   )
   const path = device?.by_id_paths[0] ?? section?.path ?? ""
-  // A foreign section may name a letter or a file: its clients are the ones that hold what it names.
-  const identity = section?.device ?? device?.identity
+  // A foreign section may name a letter or a file, and a link may have come to mean another disk: clients may hold either.
+  const identities = [section?.device, device?.identity, verified?.device]
   const served = verified?.outcome === "served"
-  const holders = (nbd?.holders ?? []).filter(({ peer, device: held }) => peer !== null && held === identity)
+  const holders = (nbd?.holders ?? []).filter(({ peer, device: held }) => peer !== null && identities.includes(held))
+  const read_only = verified?.read_only ?? section?.read_only ?? owner?.spec.read_only ?? false
+  const fenced_at = section?.fenced_at ?? null
   return {
     id: volume_id ?? name,
     name,
@@ -112,16 +116,19 @@ const one = ({ name, owner, elsewhere, nbd, devices, port }: One): Api.ExportAns
     device_path: section?.path ?? path,
     by_id_path: path,
     kernel_path: device?.kernel_path ?? "",
-    port,
-    status: statusOf(owner, nbd, served, verified?.outcome ?? null),
+    port: read_only ? read_only_port : port,
+    status: fenced_at === null ? statusOf(owner, nbd, served, verified?.outcome ?? null) : "fenced",
     wanted: owner !== null && isWanted(owner),
     configured: section !== null,
     served,
     size: verified?.size ?? device?.size ?? 0,
-    read_only: verified?.read_only ?? section?.read_only ?? owner?.spec.read_only ?? false,
+    read_only,
     connections: holders.map(({ peer, pid, since }) => ({ peer, pid, since })),
     verified_at: verified === null ? null : Answer.rfc3339(verified.verified_at),
-    problem: problemOf(nbd, served, elsewhere && section === null ? NOT_HERE : (verified?.message ?? null))
+    problem:
+      fenced_at === null
+        ? problemOf(nbd, served, elsewhere && section === null ? NOT_HERE : (verified?.message ?? null))
+        : fencedFor(fenced_at, holders.length)
   }
 }
 
@@ -136,6 +143,9 @@ const statusOf = (
   if (served) return "active"
   return outcome === null || outcome === "unknown" ? "pending" : "failed"
 }
+
+const fencedFor = (since: number, clients: number): string =>
+  `fenced since ${Answer.rfc3339(since)}: new clients are denied, ${clients === 1 ? "1 is" : `${clients} are`} connected`
 
 /** Nothing is amiss then: its name is unknown to the server because it has to be. */
 const NOT_HERE = "the volume is not on the appliance"

@@ -2,12 +2,12 @@ import { Clock, Effect } from "effect"
 import { CloudStackRead } from "../../reconciler/CloudStack.ts"
 import { Gate } from "../../reconciler/Gate.ts"
 import { Leadership, type Role } from "../../reconciler/Leadership.ts"
-import * as Instruments from "../../reconciler/Metrics.ts"
 import { Reconciler } from "../../reconciler/Reconciler.ts"
 import { Store } from "../../reconciler/Store.ts"
 import type * as Api from "../../schema/Api.ts"
 import type { Inventory, Source } from "../../schema/Inventory.ts"
 import type { Settings } from "../../schema/Settings.ts"
+import * as Heartbeat from "../Heartbeat.ts"
 import type { Answer } from "./Answer.ts"
 import { rfc3339 } from "./Answer.ts"
 import { Catalogue } from "./Catalogue.ts"
@@ -15,9 +15,6 @@ import { Tokens } from "./Tokens.ts"
 
 /** A health answer that takes longer than this is itself the answer. */
 const LIMIT_MS = 5_000
-
-/** A pass is to begin at least once in so many of the longest periods between two (L5). */
-const BEATS_MISSED_MAX = 3
 
 /**
  * 200 exactly when a write would be accepted: this process leads, there is no maintenance, the database takes it, and
@@ -52,6 +49,7 @@ export const make = (
         cloudstack_settings: yield* settingsHealth,
         devices,
         nbd,
+        nbd_engine: inventory?.nbd._tag === "Known" ? inventory.nbd.value.engine : "",
         nbd_version: (inventory?.nbd._tag === "Known" ? inventory.nbd.value.version : null) ?? "",
         durability: database.weak,
         insecure: settings.insecure.join("; "),
@@ -143,9 +141,7 @@ const nbdHealth = (source: Inventory["nbd"]): string => {
 /** 200 while this process answers and a pass begins in time (L5); before the first one, since the process began. */
 export const livez = (settings: Pick<Settings, "resync_idle_ms">) =>
   Effect.fnUntraced(function* () {
-    const now = yield* Clock.currentTimeMillis
-    const began = Math.max(yield* Instruments.heartbeat, now - process.uptime() * 1000)
-    return yield* probe(now - began <= BEATS_MISSED_MAX * settings.resync_idle_ms)
+    return yield* probe(yield* Heartbeat.beats(settings))
   })
 
 /** 200 when the database answers and the world was looked at once: what is answered then is true. */

@@ -50,11 +50,15 @@ export class Writes extends Context.Tag("volumed/Http/Writes")<
       draft: Draft<R, D>,
       options: CommitOptions<D>
     ) => Effect.Effect<Stored<D>, Failure, R>
-    /** The plan a draft would cause; nothing is stored. `scope`: show the plan of the changed declarations, or of all. */
+    /**
+     * The plan a draft would cause; nothing is stored. `scope`: show the plan of the changed declarations, or of all.
+     * `agreeing`: as if somebody had agreed to the end of their NBD clients.
+     */
     readonly dryRun: <R>(
       request: Request,
       draft: Draft<R>,
-      scope: "all" | "changed"
+      scope: "all" | "changed",
+      agreeing?: ReadonlySet<Uid>
     ) => Effect.Effect<Api.DryRun, Failure, R>
     /** What accepting a declaration depends on besides what is declared. */
     readonly context: (request: Request) => Effect.Effect<Declare.Context, CloudStackUnavailable>
@@ -122,11 +126,11 @@ const make = (rules: Rules) =>
             )
           )
         ),
-      dryRun: (request, draft, scope) =>
+      dryRun: (request, draft, scope, agreeing) =>
         Effect.gen(function* () {
           const applied = yield* checked(draft)
           const candidates = withChanges(yield* store.declarations, all(applied))
-          const planned = yield* reconciler.plan(candidates)
+          const planned = yield* reconciler.plan(candidates, agreeing)
           const only = scope === "all" ? null : new Set(all(applied).map(({ declaration }) => declaration.uid))
           const place = yield* PlanAnswer.placeOf(request, site)
           return { ...PlanAnswer.make(place, planned, only), ...namesByOutcome(applied) }

@@ -1,7 +1,7 @@
-import { Effect } from "effect"
+import { Effect, Option, Ref } from "effect"
 import { createHash } from "node:crypto"
 import { stat } from "node:fs/promises"
-import { join, resolve } from "node:path"
+import { dirname, join, resolve } from "node:path"
 import { NbdUnavailable } from "../../schema/Errors.ts"
 import * as NbdName from "../../schema/NbdName.ts"
 import * as Files from "../Devices/Files.ts"
@@ -13,6 +13,7 @@ import * as ConfigFile from "./ConfigFile.ts"
  */
 export interface Acl {
   readonly disk: ConfigFile.Disk
+  readonly unsure: ConfigFile.Unsure
   readonly dir: string
   /** Single IPv4 addresses. */
   readonly allow: ReadonlyArray<string>
@@ -46,9 +47,11 @@ const put = (acl: Acl, name: string, lines: ReadonlyArray<string>): Effect.Effec
     const path = pathOf(acl, name)
     const text = lines.map((line) => `${line}\n`).join("")
     const now = yield* ConfigFile.readText(acl.disk, path)
-    if (now._tag === "Present" && now.text === text) return
+    const sure = !(yield* Ref.get(acl.unsure)).has(path)
+    if (sure && now._tag === "Present" && now.text === text && (now.mode & MODE) === MODE) return
     yield* ConfigFile.makeDirectory(acl.disk, acl.dir)
-    yield* ConfigFile.write(acl.disk, { path, text, mode: MODE, expected: undefined, permit: Effect.void })
+    const write = { path, text, mode: MODE, expected: undefined, permit: Effect.void }
+    yield* ConfigFile.writeAgain(acl.disk, acl.unsure, write)
   })
 
 /** The rules that were taken over for this export, fenced or not; null where there are none. */
@@ -85,7 +88,15 @@ export const inherit = (acl: Acl, name: string, authfile: string | null): Effect
 
 /** A server has / as its working directory once it is a daemon. */
 const rulesAt = (acl: Acl, authfile: string): Effect.Effect<ConfigFile.Content> =>
-  ConfigFile.readAnywhere(acl.disk, resolve("/", NbdName.textOf(authfile)))
+  Effect.map(ConfigFile.readAnywhere(acl.disk, resolve("/", NbdName.textOf(authfile))), (content) => {
+    const long = content._tag === "Present" && content.text.split("\n").some((line) => line.length > LINE_MAX)
+    if (!long) return content
+    const problem = `${NbdName.textOf(authfile)}: it has a line of more than ${LINE_MAX} characters`
+    return { _tag: "Unusable", problem } satisfies ConfigFile.Content
+  })
+
+/** nbd-server reads 255 at a time: what is left of a longer line is a rule of its own, also behind the mark of a fence. */
+const LINE_MAX = 200
 
 /** Why it cannot be told whom somebody else's authfile admits, or null. */
 export const unreadable = (acl: Acl, authfile: string): Effect.Effect<string | null> =>
@@ -111,6 +122,21 @@ export const fencedAt = (acl: Acl, name: string): Effect.Effect<number | null> =
         )
       : Effect.succeed(null)
   )
+
+/**
+ * Why a server that becomes this user cannot read who is admitted, and admits everybody, or null. Whatever is not open to
+ * all is taken as closed: whose groups count there is the server's affair.
+ */
+export const hiddenFrom = (acl: Pick<Acl, "dir">, user: string | null): Effect.Effect<string | null> =>
+  Effect.gen(function* () {
+    if (user === null) return null
+    for (let path = acl.dir; ; path = dirname(path)) {
+      const stats = yield* Effect.option(Files.attempt(() => stat(path)))
+      const closed = Option.isSome(stats) && (stats.value.mode & 0o001) === 0
+      if (closed) return `${path} cannot be entered by ${user}, as whom nbd-server runs and would then admit everybody`
+      if (path === dirname(path)) return null
+    }
+  })
 
 /** True when it is there and admits nobody: nbd-server skips comments. */
 export const denies = (acl: Acl, name: string): Effect.Effect<boolean> =>

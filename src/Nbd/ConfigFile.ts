@@ -1,4 +1,4 @@
-import { Effect } from "effect"
+import { Effect, Option, Ref } from "effect"
 import { randomBytes } from "node:crypto"
 import { constants } from "node:fs"
 import * as FileSystem from "node:fs/promises"
@@ -36,9 +36,14 @@ export type Reading =
   | { readonly _tag: "Broken"; readonly text: string; readonly problem: string }
 
 export const read = (disk: Disk, path: string): Effect.Effect<Reading> =>
-  Effect.map(readText(disk, path), (content) => (content._tag === "Present" ? examine(content.text) : content))
+  Effect.map(readText(disk, path), (content) => (content._tag === "Present" ? examine(path, content) : content))
 
-const examine = (text: string): Reading => {
+const examine = (
+  path: string,
+  { mode, owner, text }: Extract<Content, { readonly _tag: "Present" }>
+): Exclude<Reading, { readonly _tag: "Absent" }> => {
+  if (!isTrusted(owner.uid)) return unusable(`${path}: it belongs to user ${owner.uid}, ${TRUSTED}: chown root it`)
+  if ((mode & 0o002) !== 0) return unusable(`${path}: everybody can write it: chmod o-w it`)
   const parsed = NbdConfig.parse(text)
   if (parsed._tag === "Malformed") return { _tag: "Broken", text, problem: `line ${parsed.line}: ${parsed.problem}` }
   const refusal = NbdConfig.refusal(parsed.document)
@@ -86,7 +91,7 @@ const content = (
     })
   )
 
-const unusable = (problem: string): Content => ({ _tag: "Unusable", problem })
+const unusable = (problem: string) => ({ _tag: "Unusable", problem }) as const
 
 export interface Write<E> {
   readonly path: string
@@ -96,7 +101,7 @@ export interface Write<E> {
   readonly owner?: Owner
   /** What the file must still be right before it is replaced, null for absent; undefined where nobody else writes it. */
   readonly expected: string | null | undefined
-  /** Asked when all is prepared and only the rename is left. */
+  /** Asked when all is prepared and only a last look at the file and the rename are left. */
   readonly permit: Effect.Effect<void, E>
 }
 
@@ -112,9 +117,9 @@ export const write = <E>(disk: Disk, request: Write<E>): Effect.Effect<void, Nbd
       const at = join(directory.root, temporary)
       yield* Effect.gen(function* () {
         yield* fill(disk, at, request)
-        yield* unchanged(disk, directory.at, request.expected)
         yield* request.permit
         yield* Failpoint.pass("file.prepared")
+        yield* unchanged(disk, directory.at, request.expected)
         yield* Files.attempt(() => disk.rename(at, directory.at))
         yield* Failpoint.pass("file.renamed")
       }).pipe(Effect.onError(() => Effect.ignore(Files.attempt(() => disk.unlink(at)))))
@@ -129,10 +134,26 @@ export const write = <E>(disk: Disk, request: Write<E>): Effect.Effect<void, Nbd
     Effect.uninterruptible
   )
 
+/**
+ * Paths of files whose replacement failed half-way: whether what is there survives a crash is not known, nor does an fsync
+ * that works the next time tell. They are written again, whatever they say.
+ */
+export type Unsure = Ref.Ref<ReadonlySet<string>>
+
+/** As `write`, remembering what must be written again. */
+export const writeAgain = <E>(disk: Disk, unsure: Unsure, request: Write<E>): Effect.Effect<void, NbdUnavailable | E> =>
+  Ref.update(unsure, (paths) => new Set([...paths, request.path])).pipe(
+    Effect.andThen(write(disk, request)),
+    Effect.andThen(Ref.update(unsure, (paths) => new Set([...paths].filter((path) => path !== request.path)))),
+    Effect.uninterruptible
+  )
+
 const fill = <E>(disk: Disk, at: string, request: Write<E>): Effect.Effect<void, Files.FileFailed> => {
   const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW
   return withFile(disk, at, flags, request.mode, (file) =>
     Effect.gen(function* () {
+      // Cut to a byte, a character from elsewhere could become the end of a line.
+      if (/[^\0-\xff]/.test(request.text)) return yield* failed("its new text holds what is no byte")
       const bytes = Buffer.from(request.text, "latin1")
       const { owner } = request
       if (owner !== undefined && owner.uid + owner.gid > 0) {
@@ -172,28 +193,56 @@ const isTemporary = (name: string, target: string): boolean =>
   name.startsWith(`.${target}.volumed-`) && /^[0-9a-f]{16}\.tmp$/.test(name.slice(target.length + 10))
 
 /**
- * A second name for the file as it is, so that what a person may still need survives its replacement. A link, not a
- * rename: at no moment is there no file.
+ * A second name for the file as it is, so that what a person may still need survives its replacement; one for each file,
+ * however often this is tried. A link, not a rename: at no moment is there no file.
  */
-export const keepAside = (disk: Disk, path: string, suffix: string): Effect.Effect<void, NbdUnavailable> =>
+export const keepAside = (disk: Disk, path: string, suffix: `broken-${string}`): Effect.Effect<void, NbdUnavailable> =>
   inDirectory(disk, path, (directory) =>
-    Files.attempt(() => disk.link(directory.at, join(directory.root, `${directory.name}.${suffix}`)))
+    Effect.gen(function* () {
+      const file = yield* inode(disk, directory.at)
+      const names = yield* Files.attempt(() => disk.readdir(directory.root))
+      const kept = names.filter((name) => name.startsWith(`${directory.name}.broken-`))
+      for (const name of kept) {
+        const other = yield* Effect.option(inode(disk, join(directory.root, name)))
+        if (Option.contains(other, file)) return
+      }
+      yield* Files.attempt(() => disk.link(directory.at, join(directory.root, `${directory.name}.${suffix}`)))
+      yield* Files.attempt(() => directory.handle.sync())
+    })
   ).pipe(
-    Effect.catchIf(
-      (error) => error.code === "EEXIST",
-      () => Effect.void
-    ),
     Effect.mapError(
       (error) => new NbdUnavailable({ detail: `not kept aside: ${problemOf(path, error)}`, cause: error.cause })
     )
   )
 
-/** Makes the directory where there is none yet; an existing one stays as it is. */
-export const makeDirectory = (disk: Disk, path: string): Effect.Effect<void, NbdUnavailable> =>
-  Files.attempt(() => disk.mkdir(path, { recursive: true, mode: 0o755 })).pipe(
-    Effect.mapError((error) => new NbdUnavailable({ detail: problemOf(path, error), cause: error.cause })),
-    Effect.asVoid
+const inode = (disk: Disk, at: string): Effect.Effect<number, Files.FileFailed> =>
+  withFile(disk, at, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW, 0, (file) =>
+    Effect.map(
+      Files.attempt(() => file.stat()),
+      ({ ino }) => ino
+    )
   )
+
+/**
+ * Makes the directory where there is none yet; an existing one stays as it is. Open to all readers whatever the umask: a
+ * server that cannot enter it finds no authfile, and admits everybody.
+ */
+export const makeDirectory = (disk: Disk, path: string): Effect.Effect<void, NbdUnavailable> =>
+  Effect.gen(function* () {
+    const first = yield* Files.attempt(() => disk.mkdir(path, { recursive: true, mode: DIRECTORY_MODE }))
+    if (first === undefined) return
+    for (let made = path; made.length >= first.length; made = dirname(made)) {
+      yield* withFile(disk, made, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW, 0, (directory) =>
+        Files.attempt(() => directory.chmod(DIRECTORY_MODE).then(() => directory.sync()))
+      )
+    }
+    // Its name has to survive what is written into it: an authfile that a crash takes away admits everybody.
+    yield* withFile(disk, dirname(first), constants.O_RDONLY | constants.O_DIRECTORY, 0, (directory) =>
+      Files.attempt(() => directory.sync())
+    )
+  }).pipe(Effect.mapError((error) => new NbdUnavailable({ detail: problemOf(path, error), cause: error.cause })))
+
+const DIRECTORY_MODE = 0o755
 
 interface Directory {
   readonly handle: FileSystem.FileHandle
@@ -214,15 +263,16 @@ const inDirectory = <A, E>(
   return withFile(disk, dirname(path), flags, 0, (handle) =>
     Effect.gen(function* () {
       const stats = yield* Files.attempt(() => handle.stat())
-      const foreign = stats.uid !== 0 && stats.uid !== process.geteuid?.()
-      if (foreign)
-        return yield* failed(`its directory belongs to user ${stats.uid}, neither root nor the one volumed runs as`)
+      if (!isTrusted(stats.uid)) return yield* failed(`its directory belongs to user ${stats.uid}, ${TRUSTED}`)
       if ((stats.mode & 0o022) !== 0) return yield* failed("its directory can be written by its group or by others")
       const root = `/proc/self/fd/${handle.fd}`
       return yield* use({ handle, root, name: basename(path), at: join(root, basename(path)) })
     })
   )
 }
+
+const isTrusted = (uid: number): boolean => uid === 0 || uid === process.geteuid?.()
+const TRUSTED = "neither root nor the one volumed runs as"
 
 const withFile = <A, E>(
   disk: Disk,
@@ -240,9 +290,19 @@ const withFile = <A, E>(
 const failed = (problem: string): Effect.Effect<never, Files.FileFailed> =>
   Effect.fail(new Files.FileFailed({ code: null, cause: new Error(problem) }))
 
+/** What a person does about it. */
+const REMEDIES: Readonly<Record<string, string>> = {
+  ENOSPC: ", its file system is full: free some space",
+  EDQUOT: ", a quota is used up: raise it or free some space",
+  EROFS: ", its file system is read-only: look into the kernel's log, then mount it writable",
+  EACCES: ", volumed may not write there: it must own the directory or be root",
+  EPERM: ", it may not be changed: look at its attributes with lsattr",
+  EIO: ", the disk reports an error: look into the kernel's log"
+}
+
 const problemOf = (path: string, error: Files.FileFailed): string => {
   if (error.code === "ELOOP" || error.code === "ENOTDIR")
     return `${path}: a symbolic link, or no directory, where one must be`
-  if (error.code !== null) return `${path}: ${error.code}`
+  if (error.code !== null) return `${path}: ${error.code}${REMEDIES[error.code] ?? ""}`
   return `${path}: ${error.cause instanceof Error ? error.cause.message : String(error.cause)}`
 }

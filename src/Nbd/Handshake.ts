@@ -13,7 +13,9 @@ export type Outcome =
   | { readonly _tag: "Denied"; readonly message: string }
   /** Nothing listens there. */
   | { readonly _tag: "Refused"; readonly message: string }
-  /** End of stream, a time-out, or an answer that proves neither that the export is served nor that it is not. */
+  /** Greeted, then hung up unasked: nbd-server does that where its memory is damaged, and for no other question of ours. */
+  | { readonly _tag: "Dropped"; readonly message: string }
+  /** A time-out, no greeting, or an answer that proves neither that the export is served nor that it is not. */
   | { readonly _tag: "NoAnswer"; readonly message: string }
 
 export interface Target {
@@ -21,10 +23,14 @@ export interface Target {
   readonly port: number
   /** Text, as `NbdName` writes bytes. */
   readonly name: string
+  /** The peer has just been given its time to answer, and did not. */
+  readonly briefly?: boolean
 }
 
+/** They hold where nothing else may interrupt, as in a finalizer: what they cut off is made interruptible for them alone. */
 const CONNECT_TIMEOUT = "2 seconds"
 const REPLY_TIMEOUT = "5 seconds"
+const BRIEF_TIMEOUT = "1 second"
 const GOODBYE_TIMEOUT = "1 second"
 const NAME_BYTES_MAX = 4_096
 const REPLY_BYTES_MAX = 65_536
@@ -40,7 +46,11 @@ export interface Held {
  * One GO on a connection of its own, kept until the scope closes; then, where it was granted, the server is told goodbye
  * and has a second to let go of the device.
  */
-export const hold = (target: Target): Effect.Effect<Held, never, Scope.Scope> =>
+export const hold = (
+  target: Target,
+  /** Done when the server has greeted and right before it is asked. */
+  asking: Effect.Effect<void> = Effect.void
+): Effect.Effect<Held, never, Scope.Scope> =>
   Effect.gen(function* () {
     const { socket, granted } = yield* Effect.acquireRelease(
       Effect.sync(() => ({
@@ -54,7 +64,7 @@ export const hold = (target: Target): Effect.Effect<Held, never, Scope.Scope> =>
         )
     )
     const take = reader(socket)
-    const outcome = yield* connected(socket, target).pipe(Effect.andThen(negotiate(socket, take, target.name)))
+    const outcome = yield* connected(socket, target).pipe(Effect.andThen(negotiate(socket, take, target, asking)))
     granted.yet = outcome._tag === "Served"
     return { outcome, local_port: socket.localPort ?? null }
   }).pipe(Effect.catchTag("Lost", ({ outcome }) => Effect.succeed({ outcome, local_port: null })))
@@ -63,9 +73,11 @@ export const hold = (target: Target): Effect.Effect<Held, never, Scope.Scope> =>
 export const ask = (target: Target): Effect.Effect<Outcome> =>
   Effect.scoped(Effect.map(hold(target), ({ outcome }) => outcome))
 
-class Lost extends Data.TaggedError("Lost")<{ readonly outcome: Outcome }> {}
+/** `hung_up`: how the peer ended the connection, where that is why there is no more to read. */
+class Lost extends Data.TaggedError("Lost")<{ readonly outcome: Outcome; readonly hung_up: string | null }> {}
 
-const noAnswer = (message: string): Lost => new Lost({ outcome: { _tag: "NoAnswer", message } })
+const noAnswer = (message: string, hung_up: string | null = null): Lost =>
+  new Lost({ outcome: { _tag: "NoAnswer", message }, hung_up })
 
 /** Exactly this many bytes, or Lost. One reader at a time. */
 type Take = (bytes: number) => Effect.Effect<Buffer, Lost>
@@ -77,10 +89,16 @@ const connected = (socket: Socket, target: Target): Effect.Effect<void, Lost> =>
       if (error === undefined) resume(Effect.void)
       else if (error.code !== "ECONNREFUSED") resume(noAnswer(`no connection: ${error.message}`))
       else
-        resume(new Lost({ outcome: { _tag: "Refused", message: `nothing listens on ${target.host}:${target.port}` } }))
+        resume(
+          new Lost({
+            outcome: { _tag: "Refused", message: `nothing listens on ${target.host}:${target.port}` },
+            hung_up: null
+          })
+        )
     }
     socket.once("error", settle).once("connect", () => settle())
   }).pipe(
+    Effect.interruptible,
     Effect.timeoutFail({ duration: CONNECT_TIMEOUT, onTimeout: () => noAnswer(`no connection in ${CONNECT_TIMEOUT}`) })
   )
 
@@ -111,7 +129,7 @@ const reader = (socket: Socket): Take => {
           wake = () => {}
           socket.resume()
           resume(Effect.succeed(taken))
-        } else if (ended !== null) resume(Effect.fail(noAnswer(ended)))
+        } else if (ended !== null) resume(Effect.fail(noAnswer(ended, ended)))
       }
       wake()
       return Effect.sync(() => {
@@ -131,8 +149,14 @@ const REP_ERR_UNKNOWN = 0x80000006
 const INFO_EXPORT = 0
 const FLAG_READ_ONLY = 1 << 1
 
-const negotiate = (socket: Socket, take: Take, name: string): Effect.Effect<Outcome, Lost> =>
-  Effect.gen(function* () {
+const negotiate = (
+  socket: Socket,
+  take: Take,
+  { briefly = false, name }: Target,
+  asking: Effect.Effect<void>
+): Effect.Effect<Outcome, Lost> => {
+  const duration = briefly ? BRIEF_TIMEOUT : REPLY_TIMEOUT
+  return Effect.gen(function* () {
     const greeting = yield* take(18)
     const flags = greeting.readUInt16BE(16)
     if (greeting.readBigUInt64BE(0) !== GREETING || greeting.readBigUInt64BE(8) !== OPTION || (flags & 1) === 0) {
@@ -140,9 +164,17 @@ const negotiate = (socket: Socket, take: Take, name: string): Effect.Effect<Outc
     }
     const request = goRequest(name, flags & 3)
     if (request === null) return yield* noAnswer(`the name has more than ${NAME_BYTES_MAX} bytes`)
+    yield* asking
     yield* Effect.sync(() => socket.write(request))
-    return yield* readReplies(take)
-  }).pipe(Effect.timeoutFail({ duration: REPLY_TIMEOUT, onTimeout: () => noAnswer(`no answer in ${REPLY_TIMEOUT}`) }))
+    return yield* readReplies(take).pipe(Effect.mapError(dropped))
+  }).pipe(Effect.interruptible, Effect.timeoutFail({ duration, onTimeout: () => noAnswer(`no answer in ${duration}`) }))
+}
+
+/** Whoever was greeted and asked is owed an answer. */
+const dropped = (lost: Lost): Lost =>
+  lost.hung_up === null
+    ? lost
+    : new Lost({ outcome: { _tag: "Dropped", message: `greeted, then ${lost.hung_up}` }, hung_up: lost.hung_up })
 
 /** No information requests: nbd-server before 3.26 loses its place in the stream when it refuses a GO that carries some. */
 const goRequest = (name: string, clientFlags: number): Buffer | null => {
@@ -200,4 +232,4 @@ const disconnect = (socket: Socket): Effect.Effect<void> =>
     request.writeUInt16BE(2, 6)
     socket.once("close", () => resume(Effect.void))
     socket.end(request)
-  }).pipe(Effect.timeout(GOODBYE_TIMEOUT), Effect.ignore)
+  }).pipe(Effect.interruptible, Effect.timeout(GOODBYE_TIMEOUT), Effect.ignore)

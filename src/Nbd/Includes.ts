@@ -1,6 +1,7 @@
 import { Effect } from "effect"
-import { join } from "node:path"
+import { join, resolve } from "node:path"
 import * as NbdConfig from "../../schema/NbdConfig.ts"
+import * as NbdName from "../../schema/NbdName.ts"
 import * as Files from "../Devices/Files.ts"
 import * as ConfigFile from "./ConfigFile.ts"
 
@@ -31,13 +32,18 @@ const BYTES_MAX = 16 * 1024 * 1024
 /** Never fails: what cannot be read is a problem. */
 export const read = (disk: ConfigFile.Disk, main: NbdConfig.Document | null): Effect.Effect<Includes> => {
   const directory = main === null ? null : NbdConfig.valueOf(main, "generic", "includedir")
-  return directory === null ? Effect.succeed(none) : readAll(disk, directory)
+  // A server has / as its working directory when it reads that.
+  return directory === null ? Effect.succeed(none) : readAll(disk, resolve("/", NbdName.textOf(directory)))
 }
 
 const readAll = (disk: ConfigFile.Disk, directory: string): Effect.Effect<Includes> =>
   Effect.gen(function* () {
     const paths = yield* list(disk, directory)
     if (typeof paths === "string") return { ...none, problem: paths }
+    // Such a name is not the one that the file has, so that it cannot be looked into as nbd-server does.
+    if (paths.some((path) => path.includes("\ufffd"))) {
+      return { ...none, problem: `${directory} holds a file whose name is not UTF-8` }
+    }
     if (paths.length > FILES_MAX) return { ...none, problem: `${directory} holds more than ${FILES_MAX} files` }
     const files: Array<Included> = []
     const problems: Array<string> = []
@@ -76,7 +82,3 @@ const examine = (
   const refusal = NbdConfig.includeRefusal(parsed.document)
   return refusal === null ? { path, text, document: parsed.document, mode, owner } : `${path}: ${refusal}`
 }
-
-/** The text that the generation's hash covers beside the file's own; empty where nothing is included. */
-export const print = (files: ReadonlyArray<Pick<Included, "path" | "text">>): string =>
-  files.map(({ path, text }) => `\n# ${path}\n${text}`).join("")

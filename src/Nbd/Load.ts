@@ -12,15 +12,18 @@ import * as ConfigFile from "./ConfigFile.ts"
 import type * as Includes from "./Includes.ts"
 import * as Main from "./Main.ts"
 import * as Node from "./Node.ts"
+import * as Pin from "./Pin.ts"
+import * as Pinning from "./Pinning.ts"
 import * as Probe from "./Probe.ts"
 import * as Processes from "./Processes.ts"
 import { render, type Rendition } from "./Rendition.ts"
 import { controlOf, sentinelAt, type World } from "./World.ts"
+import * as Serving from "./Serving.ts"
 import * as Written from "./Written.ts"
 
 /**
- * Makes the file say what is wanted and the server serve that file: at most one replacement of the main, save where a
- * claimed section is not served any more under its new path and the old one is put back.
+ * Makes the file say what is wanted and the server serve that file: at most one replacement of the main, save where what
+ * stood there before is put back, because no server starts with the file or one serves a claimed section no more.
  */
 export const load = (
   world: World,
@@ -42,31 +45,87 @@ const prepare = (world: World, request: LoadRequest) =>
     const written = yield* Written.read(world)
     yield* usable(written)
     const control = controlOf(world, written.judgement)
-    yield* approachable(control)
+    const servable = yield* approachable(control, request)
+    yield* readable(written)
     const rendition = yield* render(world, request, written)
-    const claimed = yield* claims(written, request)
-    return { written, control, rendition, claimed, before: yield* servedOf(control, claimed) }
+    return { written, control, rendition, servable, claimed: yield* claims(written, request) }
   })
 
 const change = (
   world: World,
   request: LoadRequest,
-  { before, claimed, control, rendition, written }: Effect.Effect.Success<ReturnType<typeof prepare>>
+  { claimed, control, rendition, servable, written }: Effect.Effect.Success<ReturnType<typeof prepare>>
 ) =>
   Effect.gen(function* () {
     yield* makeSentinel(world, sentinelAt(world, written.judgement))
-    yield* admit(written, request, claimed)
+    const hung = yield* shut(world, control, written, leaving(request))
+    yield* Failpoint.pass("nbd.denied")
+    yield* admit(world, written, request, claimed)
     yield* Failpoint.pass("nbd.admitted")
     yield* store(world, written, rendition)
     yield* Failpoint.pass("nbd.stored")
-    yield* Effect.forEach(leaving(request), (name) => Acl.close(written.acl, name), { concurrency: 8, discard: true })
-    yield* Failpoint.pass("nbd.denied")
-    yield* serve(world, control, written.acl, request.set, rendition.marker)
-    const after = new Set(yield* servedOf(control, before))
-    const lost = before.filter((name) => !after.has(name))
-    if (lost.length > 0) return yield* putBack(world, control, written, request, rendition, lost)
+    yield* Pinning.denyUnproven(world)
+    if (!servable) return yield* Pin.sweep(world)
+    const duty = dutyOf(world, request, written, rendition)
+    const lost = yield* Serving.bring(world, control, { ...duty, hung }).pipe(
+      Effect.catchTag("NbdUnavailable", (cause) => standBy(world, control, written, rendition, cause))
+    )
+    // Not before: where the file before is put back, so is whom it admitted.
+    const close = (name: string) => world.authfile(name).withPermits(1)(Acl.close(written.acl, name))
+    yield* Effect.forEach(leaving(request), close, { concurrency: 8, discard: true })
+    const taken = lost.filter((name) => claimed.includes(name))
+    if (taken.length > 0) return yield* putBack(world, control, written, request, rendition, taken)
     yield* Failpoint.pass("nbd.served")
+    yield* Pin.sweep(world)
     yield* saveCopy(world, rendition.text)
+    if (lost.length === 0) return
+    return yield* new NbdUnavailable({ detail: `${lost.join(", ")}: served before this load and no longer` })
+  })
+
+const dutyOf = (
+  world: World,
+  request: LoadRequest,
+  written: Written.Written,
+  { marker, text }: Rendition
+): Serving.Duty => {
+  const { acl } = written
+  const named = new Set([...request.set.map(({ name }) => name), ...request.drop])
+  const parsed = NbdConfig.parse(text)
+  const document = parsed._tag === "Parsed" ? parsed.document : null
+  return {
+    marker,
+    acl,
+    set: request.set,
+    drop: request.drop,
+    hung: false,
+    others: Written.names(written).filter((name) => !named.has(name)),
+    listens: NbdConfig.endpoints(document, world.options.nbd)
+  }
+}
+
+/**
+ * What leaves is denied before anything else, so that whatever happens to this load nobody opens it any more. That it is
+ * denied is asked of the server: one that does not obey is one more reason to replace it, which is what comes next. True
+ * where it did not answer at all.
+ */
+const shut = (
+  world: World,
+  control: Main.Control,
+  written: Written.Written,
+  names: ReadonlyArray<string>
+): Effect.Effect<boolean, NbdUnavailable> =>
+  Effect.gen(function* () {
+    const open = yield* Effect.filter(names, (name) => Effect.negate(Acl.denies(written.acl, name)))
+    if (open.length === 0) return false
+    const deny = (name: string) => world.authfile(name).withPermits(1)(Acl.deny(written.acl, name))
+    yield* Effect.forEach(open, deny, { concurrency: 8, discard: true })
+    const { server, verifications } = yield* Probe.look(control.place, null, open, world.silence)
+    const still = verifications.filter(({ outcome }) => outcome === "served").map(({ name }) => name)
+    if (still.length > 0) {
+      const warning = Effect.logWarning("fenced and still served until the server is replaced")
+      yield* Effect.annotateLogs(warning, { exports: still.join(", ") })
+    }
+    return server === "hung"
   })
 
 /** Dropped exports that can have an authfile of ours. */
@@ -96,15 +155,24 @@ const usable = ({ file, includes }: Written.Written): Effect.Effect<void, NbdUna
     : new NbdUnavailable({ detail: `no server would start: ${includes.problem}` })
 }
 
-/** Before anything is written: is there a server that we can bring to serve the file? */
-const approachable = (control: Main.Control): Effect.Effect<void, NbdUnavailable> =>
+/**
+ * Before anything is written: is there a server that we can bring to serve the file? False where none is installed and
+ * none listens, so that what is to leave only has to leave the file.
+ */
+const approachable = (control: Main.Control, { set }: LoadRequest): Effect.Effect<boolean, NbdUnavailable> =>
   Effect.gen(function* () {
     const listener = yield* Processes.listener(control.place)
     if (listener._tag === "Foreign") return yield* new NbdUnavailable({ detail: listener.problem })
-    if (listener._tag === "Main" || control.start !== "auto") return
-    const path = yield* Main.program(control, "nbd-server")
-    if (path === null) return yield* Main.notInstalled("nbd-server")
+    if (listener._tag === "Main" || control.start !== "auto") return true
+    if ((yield* Main.program(control, "nbd-server")) !== null) return true
+    return set.length === 0 ? false : yield* Main.notInstalled("nbd-server")
   })
+
+/** A server that cannot read whom an export admits admits everybody. */
+const readable = ({ acl, judgement }: Written.Written): Effect.Effect<void, NbdUnavailable> =>
+  Effect.flatMap(Acl.hiddenFrom(acl, judgement.user), (problem) =>
+    problem === null ? Effect.void : new NbdUnavailable({ detail: problem })
+  )
 
 /** Exports of the request whose sections are somebody else's until now. */
 const claims = (
@@ -124,20 +192,13 @@ const claims = (
     return found
   })
 
-const servedOf = (control: Main.Control, names: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<string>> =>
-  names.length === 0
-    ? Effect.succeed([])
-    : Effect.map(Probe.look(control.place, null, names), ({ verifications }) =>
-        verifications.filter(({ outcome }) => outcome === "served").map(({ name }) => name)
-      )
-
 /** A file of zeros that the sentinel and the marker export: made by us, never a volume. */
 const makeSentinel = (world: World, path: string): Effect.Effect<void, NbdUnavailable> =>
   Effect.gen(function* () {
     if (dirname(path) === world.options.nbd.acl_dir) yield* ConfigFile.makeDirectory(world.disk, dirname(path))
     yield* Effect.acquireUseRelease(
       Files.attempt(() => open(path, "a", 0o644)),
-      (file) => Files.attempt(() => file.truncate(SENTINEL_BYTES)),
+      (file) => Files.attempt(() => file.chmod(0o644).then(() => file.truncate(SENTINEL_BYTES))),
       (file) => Effect.ignore(Files.attempt(() => file.close()))
     ).pipe(Effect.mapError(({ cause }) => new NbdUnavailable({ detail: `${path} cannot be made`, cause })))
   })
@@ -149,6 +210,7 @@ const SENTINEL_BYTES = 1024 * 1024
  * been fenced: only `release` lifts that.
  */
 const admit = (
+  world: World,
   written: Written.Written,
   request: LoadRequest,
   claimed: ReadonlyArray<string>
@@ -163,7 +225,7 @@ const admit = (
         return yield* Acl.inherit(acl, name, NbdConfig.valueOf(where.effective, bytes, "authfile"))
       }
       if (!(yield* Acl.denies(acl, name))) yield* Acl.admit(acl, name)
-    })
+    }).pipe(world.authfile(name).withPermits(1))
   return Effect.forEach(request.set, admitOne, { concurrency: 8, discard: true })
 }
 
@@ -185,75 +247,62 @@ const store = (
     }
     if (file._tag === "Absent") yield* ConfigFile.makeDirectory(world.disk, dirname(config))
     const now = Written.textOf(written)
-    if (included.length === 0) return yield* replaceText(world, now, text)
-    yield* replaceText(world, now, moving)
-    yield* Effect.forEach(included, (one) => rewrite(world, one.file, one.file.text, one.text), { discard: true })
-    yield* replaceText(world, moving, text)
+    const { check } = world.gate
+    if (included.length === 0) return yield* replaceText(world, now, text, check)
+    yield* replaceText(world, now, moving, check)
+    yield* Effect.forEach(included, (one) => rewrite(world, one.file, one.file.text, one.text, check), {
+      discard: true
+    })
+    yield* replaceText(world, moving, text, check)
   })
 
-const replaceText = (
+const replaceText = <E>(
   world: World,
   now: string | null,
-  text: string
-): Effect.Effect<void, NbdUnavailable | GateClosed> =>
+  text: string,
+  permit: Effect.Effect<void, E>
+): Effect.Effect<void, NbdUnavailable | E> =>
   Effect.gen(function* () {
-    const { unsure } = yield* Ref.get(world.memory)
-    if (now === text && !unsure) return
     const path = world.options.nbd.config
-    yield* Ref.update(world.memory, (memory) => ({ ...memory, unsure: true }))
-    yield* ConfigFile.write(world.disk, { path, text, mode: 0o640, expected: now, permit: world.gate.check })
-    yield* Ref.update(world.memory, (memory) => ({ ...memory, unsure: false }))
+    if (now === text && !(yield* Ref.get(world.unsure)).has(path)) return
+    yield* ConfigFile.writeAgain(world.disk, world.unsure, { path, text, mode: 0o640, expected: now, permit })
   })
 
-const rewrite = (world: World, file: Includes.Included, now: string, text: string) => {
+const rewrite = <E>(
+  world: World,
+  file: Includes.Included,
+  now: string,
+  text: string,
+  permit: Effect.Effect<void, E>
+) => {
   const { mode, owner, path } = file
-  return ConfigFile.write(world.disk, { path, text, mode, owner, expected: now, permit: world.gate.check })
+  return ConfigFile.writeAgain(world.disk, world.unsure, { path, text, mode, owner, expected: now, permit })
 }
 
-/** Does nothing where the main already serves exactly this file, every export of it. */
-const serve = (
+/**
+ * The old main has been ended and none starts with the new file: the old one is put back and started, so that what was
+ * served is served again; what was to leave stays denied. Where a main is there, or somebody else is, nothing is undone:
+ * the file is not to blame. Not a matter of the gate either, which was open when the old main was ended.
+ */
+const standBy = (
   world: World,
   control: Main.Control,
-  acl: Acl.Acl,
-  set: ReadonlyArray<WantedExport>,
-  marker: string
-): Effect.Effect<void, NbdUnavailable | GateClosed> =>
+  written: Written.Written,
+  failed: Rendition,
+  cause: NbdUnavailable
+): Effect.Effect<never, NbdUnavailable> =>
   Effect.gen(function* () {
-    const { memory } = world
-    const before = yield* unserved(control, acl, set, marker)
-    const { hopeless } = yield* Ref.get(memory)
-    const known = hopeless !== null && hopeless.main === before.main ? hopeless.names : []
-    if (before.loaded && before.names.every((name) => known.includes(name))) return
-    if (control.start === "off") {
-      return yield* new NbdUnavailable({ detail: "the file is written, but NBD_START is off: restart nbd-server" })
-    }
-    yield* world.gate.check
+    const { file } = written
+    const listener = yield* Processes.listener(control.place)
+    const dead = listener._tag === "None" || listener._tag === "Leftover"
+    if (!dead || control.start === "off" || file._tag !== "Sound" || file.text === failed.text) return yield* cause
+    for (const { file, text } of failed.included) yield* rewrite(world, file, text, file.text, Effect.void)
+    yield* replaceText(world, failed.text, file.text, Effect.void)
+    yield* Pinning.denyUnproven(world)
     yield* Main.replace(control)
-    yield* Main.untilServed(control, marker)
-    const after = yield* unserved(control, acl, set, marker)
-    yield* Ref.update(memory, (m) => ({
-      ...m,
-      hopeless: after.main === null ? null : { main: after.main, names: after.names }
-    }))
-  })
-
-/** A main that serves the marker may still deny or drop single exports: damaged memory looks like that (N7). */
-const unserved = (control: Main.Control, acl: Acl.Acl, set: ReadonlyArray<WantedExport>, marker: string) =>
-  Effect.gen(function* () {
-    const { place } = control
-    const first = yield* Probe.look(place, marker, [])
-    const main = first.pid === null ? null : Processes.find(first.pid)
-    if (!first.loaded || main === null) return { loaded: false, main: null, names: [] }
-    const { verifications } = yield* Probe.look(place, marker, namesOf(set))
-    const missing = set.filter(({ size }, index) => {
-      const verification = verifications[index]
-      return verification?.outcome !== "served" || verification.size !== size
-    })
-    const damaged = yield* Effect.filter(missing, ({ name }) => Effect.negate(Acl.denies(acl, name)))
-    return { loaded: true, main: Probe.keyOf(main), names: namesOf(damaged) }
-  })
-
-const namesOf = (set: ReadonlyArray<WantedExport>): ReadonlyArray<string> => set.map(({ name }) => name)
+    yield* Main.untilServed(control, Written.markerOf(written))
+    return yield* new NbdUnavailable({ detail: `${cause.message}; the file before is served again`, cause })
+  }).pipe(Effect.uninterruptible)
 
 /**
  * Claimed sections that were served and are not any more get their old text back, where it stood: nothing that was served
@@ -268,14 +317,15 @@ const putBack = (
   lost: ReadonlyArray<string>
 ): Effect.Effect<never, NbdUnavailable | GateClosed> =>
   Effect.gen(function* () {
+    const { check } = world.gate
     const rest = { ...request, set: request.set.filter(({ name }) => !lost.includes(name)) }
     const rendition = yield* render(world, rest, written)
     for (const { file, text } of failed.included) {
       const old = rendition.included.find((one) => one.file.path === file.path)?.text ?? file.text
-      if (old !== text) yield* rewrite(world, file, text, old)
+      if (old !== text) yield* rewrite(world, file, text, old, check)
     }
-    yield* replaceText(world, failed.text, rendition.text)
-    yield* serve(world, control, written.acl, rest.set, rendition.marker)
+    yield* replaceText(world, failed.text, rendition.text, check)
+    yield* Serving.bring(world, control, dutyOf(world, rest, written, rendition))
     return yield* new NbdUnavailable({
       detail: `${lost.join(", ")}: no longer served once taken over, and put back as before`
     })

@@ -1,10 +1,11 @@
-import { Effect, Schedule } from "effect"
-import { spawn } from "node:child_process"
+import { Effect, Option } from "effect"
+import { execFile, spawn } from "node:child_process"
 import { constants, existsSync } from "node:fs"
 import { access, open, readFile, stat, unlink } from "node:fs/promises"
 import { join } from "node:path"
 import * as Failpoint from "../../reconciler/Failpoint.ts"
 import { NbdUnavailable } from "../../schema/Errors.ts"
+import * as NbdName from "../../schema/NbdName.ts"
 import * as Files from "../Devices/Files.ts"
 import * as Handshake from "./Handshake.ts"
 import * as Processes from "./Processes.ts"
@@ -29,12 +30,16 @@ export const isInstalled = (): boolean => PROGRAM_DIRS.some((dir) => existsSync(
 /** DH parameters are made at every start before a client is answered: 0.1–3.3 s measured under load. */
 const READY_TIMEOUT = "10 seconds"
 const READY_POLL = "30 millis"
+/** Not counting what looking takes: ending a flood of waiting clients takes a second. */
 const GONE_TIMEOUT_MS = 2_000
+/** A port is bound within tens of milliseconds of a start, so that one which refuses this often has no server. */
+const REFUSALS_MAX = 150
 const GONE_POLL_MS = 10
 const PROGRAM_TIMEOUT = "30 seconds"
+const ANSWER_TIMEOUT_MS = 5_000
 
 /** Absolute path of a program, or null where it is not installed. */
-export const program = (control: Control, name: string): Effect.Effect<string | null> =>
+export const program = (control: Pick<Control, "program_dirs">, name: string): Effect.Effect<string | null> =>
   Effect.gen(function* () {
     for (const directory of control.program_dirs) {
       const path = join(directory, name)
@@ -55,10 +60,7 @@ export const version = (
       Files.attempt(() => stat(path)),
       () => null
     )
-    const read = run(control, path, ["-V"]).pipe(
-      Effect.map(({ said }) => /version (\d+(?:\.\d+)*)/.exec(said)?.[1] ?? null),
-      Effect.orElseSucceed(() => null)
-    )
+    const read = Effect.map(answer(path, ["-V"]), (said) => /version (\d+(?:\.\d+)*)/.exec(said)?.[1] ?? null)
     return { key: `${path}:${stats?.mtimeMs ?? 0}`, read }
   })
 
@@ -68,21 +70,27 @@ export const version = (
  */
 export const replace = (control: Control): Effect.Effect<void, NbdUnavailable> =>
   Effect.gen(function* () {
+    const unit = unitOf(control)
+    const name = unit === null ? "nbd-server" : "systemctl"
+    // Before anything is ended: a package may have been removed under a server that runs on.
+    const path = yield* program(control, name)
+    if (path === null) return yield* notInstalled(name)
     const restarted = yield* clear(control)
     if (restarted) return
     yield* Effect.ignore(Files.attempt(() => unlink(control.pid_file)))
     yield* Failpoint.pass("nbd.ended")
-    yield* start(control)
+    yield* start(control, path, unit)
     yield* Failpoint.pass("nbd.started")
   }).pipe(Effect.uninterruptible)
 
 /**
- * Frees the port. True when somebody else, such as systemd, has put a new main there meanwhile. Children that hold the
+ * Frees the port, and ends the mains that our file once made listen elsewhere. True when somebody else, such as systemd, has put a new main there meanwhile. Children that hold the
  * listening socket are clients which have not chosen an export yet: they would block the port, and serve the old file.
  */
 const clear = (control: Control): Effect.Effect<boolean, NbdUnavailable> =>
   Effect.gen(function* () {
     const { place } = control
+    yield* endStrays(place)
     let ended: Processes.Process | null = null
     let inherited: ReadonlyArray<string> = []
     for (let waited = 0; waited < GONE_TIMEOUT_MS; waited += GONE_POLL_MS) {
@@ -91,7 +99,8 @@ const clear = (control: Control): Effect.Effect<boolean, NbdUnavailable> =>
       if (listener._tag === "Foreign") return yield* new NbdUnavailable({ detail: listener.problem })
       if (listener._tag === "Main") {
         const { main } = listener
-        if (ended !== null && (ended.pid !== main.pid || ended.start !== main.start)) return true
+        // A child of the ended main that lost its client stays in that main's session: it is no new main.
+        if (ended !== null && ended.session !== main.session) return true
         inherited = Processes.devices(main.pid)
         ended = main
         Processes.kill(main, place.config)
@@ -107,15 +116,27 @@ const clear = (control: Control): Effect.Effect<boolean, NbdUnavailable> =>
     })
   })
 
-const start = (control: Control): Effect.Effect<void, NbdUnavailable> =>
+/** Mains of our file at another place than where it says now; what they serve to clients goes on. */
+export const strays = (place: Processes.Place): Effect.Effect<ReadonlyArray<Processes.Main>> =>
+  Effect.map(Processes.mains(place.config), (mains) =>
+    mains.filter(({ listens }) => !listens.some((at) => isAt(at, place)))
+  )
+
+/** `at` as `Processes.listens` writes it; a server that listens everywhere listens there too. */
+const isAt = (at: string, { host, port }: Processes.Place): boolean =>
+  [host, "0.0.0.0", "::"].some((address) => at === `${address}:${port}`)
+
+const endStrays = (place: Processes.Place): Effect.Effect<void> =>
+  Effect.map(strays(place), (found) => {
+    for (const { process } of found) Processes.kill(process, place.config)
+  })
+
+const start = (control: Control, path: string, unit: string | null): Effect.Effect<void, NbdUnavailable> =>
   Effect.gen(function* () {
-    const unit = unitOf(control)
-    const name = unit === null ? "nbd-server" : "systemctl"
-    const path = yield* program(control, name)
-    if (path === null) return yield* notInstalled(name)
     if (unit === null) {
-      // Its exit code is 0 even where the port is taken: only a GO tells.
-      yield* run(control, path, ["-C", control.place.config, "-p", control.pid_file])
+      // A file that it cannot use ends it at once. 0 says little: it does even where the port is taken. Only a GO tells.
+      const { code, said } = yield* run(control, path, ["-C", control.place.config, "-p", control.pid_file])
+      if (code !== 0) return yield* new NbdUnavailable({ detail: `nbd-server did not start: ${said}` })
       return
     }
     const { code, said } = yield* run(control, path, ["restart", unit])
@@ -144,6 +165,8 @@ const run = (control: Control, path: string, args: ReadonlyArray<string>) =>
     return { code, said: yield* said(control) }
   }).pipe(
     Effect.mapError(({ cause }) => new NbdUnavailable({ detail: `${path} could not be run`, cause })),
+    // Whoever may not be interrupted is not kept for ever by a time-out that could interrupt nothing.
+    Effect.interruptible,
     Effect.timeoutFail({
       duration: PROGRAM_TIMEOUT,
       onTimeout: () => new NbdUnavailable({ detail: `${path} did not end within ${PROGRAM_TIMEOUT}` })
@@ -160,6 +183,14 @@ const exited = (path: string, args: ReadonlyArray<string>, output: number) =>
     })
     child.once("error", (cause) => resume(new Files.FileFailed({ code: null, cause })))
     child.once("exit", (code) => resume(Effect.succeed(code)))
+    return Effect.sync(() => child.kill("SIGKILL"))
+  })
+
+/** What a program that changes nothing says; the words of the last start stay where they are. "" where it says nothing. */
+const answer = (path: string, args: ReadonlyArray<string>): Effect.Effect<string> =>
+  Effect.async((resume) => {
+    const options = { cwd: "/", env: { PATH: PROGRAM_DIRS.join(":") }, timeout: ANSWER_TIMEOUT_MS, maxBuffer: 65_536 }
+    execFile(path, [...args], options, (_, stdout, stderr) => resume(Effect.succeed(`${stdout}${stderr}`)))
   })
 
 /** The last words of what ran, fit for a message. */
@@ -175,19 +206,34 @@ const said = (control: Control): Effect.Effect<string> =>
     Effect.orElseSucceed(() => "")
   )
 
-/** Until a GO on the marker is granted: then this very file is served. */
-export const untilServed = (control: Control, marker: string): Effect.Effect<void, NbdUnavailable> =>
-  Handshake.ask({ ...control.place, name: marker }).pipe(
-    Effect.repeat({ until: (outcome) => outcome._tag === "Served", schedule: Schedule.spaced(READY_POLL) }),
-    Effect.timeoutFail({ duration: READY_TIMEOUT, onTimeout: () => null }),
-    Effect.catchAll(() =>
-      Effect.flatMap(said(control), (text) => {
-        const hint = text === "" ? "its reason is in the system's log" : `it said: ${text}`
-        return new NbdUnavailable({ detail: `nbd-server does not serve the new file after ${READY_TIMEOUT}; ${hint}` })
+/**
+ * Until a GO on the marker is granted: then this very file is served. Null, for a file that has none: until it is answered
+ * at all. Sooner a failure where nothing listens for long.
+ */
+export const untilServed = (control: Control, marker: string | null): Effect.Effect<void, NbdUnavailable> =>
+  Effect.gen(function* () {
+    for (let refusals = 0; refusals < REFUSALS_MAX; yield* Effect.sleep(READY_POLL)) {
+      const { _tag } = yield* Handshake.ask({ ...control.place, name: marker ?? NbdName.SENTINEL })
+      if (_tag === "Served" || (marker === null && (_tag === "Unknown" || _tag === "Denied"))) return
+      refusals = _tag === "Refused" ? refusals + 1 : 0
+    }
+    return yield* notServed(control, "it takes no connections")
+  }).pipe(
+    Effect.interruptible,
+    Effect.timeoutOption(READY_TIMEOUT),
+    Effect.flatMap(
+      Option.match({
+        onNone: () => notServed(control, `it has not in ${READY_TIMEOUT}`),
+        onSome: () => Effect.void
       })
-    ),
-    Effect.asVoid
+    )
   )
+
+const notServed = (control: Control, what: string): Effect.Effect<never, NbdUnavailable> =>
+  Effect.flatMap(said(control), (text) => {
+    const hint = text === "" ? "its reason is in the system's log" : `it said: ${text}`
+    return new NbdUnavailable({ detail: `nbd-server does not serve the new file: ${what}; ${hint}` })
+  })
 
 /** Ends every process that runs with our file, transfers included. For a sandbox that goes away. */
 export const stop = (control: Control): Effect.Effect<void> =>

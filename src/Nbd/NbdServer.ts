@@ -14,6 +14,8 @@ import * as Acl from "./Acl.ts"
 import { load } from "./Load.ts"
 import * as Main from "./Main.ts"
 import * as Node from "./Node.ts"
+import * as Pin from "./Pin.ts"
+import * as Pinning from "./Pinning.ts"
 import * as Probe from "./Probe.ts"
 import * as Processes from "./Processes.ts"
 import * as World from "./World.ts"
@@ -29,17 +31,20 @@ export const layer = (options: World.Options): Layer.Layer<Nbd, Misconfigured, G
     Effect.gen(function* () {
       yield* checked(options)
       const world = yield* World.make(options)
-      if (options.stop_on_exit)
+      if (options.stop_on_exit) {
+        yield* Effect.addFinalizer(() => Effect.sync(() => Pin.stop(options)))
         yield* Effect.addFinalizer(() => Main.stop(World.controlOf(world, NbdConfig.judgeGeneric(null, options.nbd))))
+      }
       // One at a time: a look in the middle of a replacement would report what nobody wants to know.
       const lock = yield* Effect.makeSemaphore(1)
       const alone = lock.withPermits(1)
+      yield* Pinning.keep(world, alone)
       return {
         observe: (names) => alone(observe(world, names)),
         load: (request) => alone(load(world, request)),
         sections: sections(world),
-        fence: (name) => fencing(world, name, Acl.deny),
-        release: (name) => alone(fencing(world, name, Acl.admit)),
+        fence: (name) => fence(world, name),
+        release: (name) => alone(release(world, name)),
         endClients: (device) => alone(endClients(world, device)),
         pokes: pokes(world)
       }
@@ -78,11 +83,15 @@ const observe = (world: World.World, names: ReadonlyArray<string>): Effect.Effec
     const control = World.controlOf(world, written.judgement)
     yield* Ref.update(world.memory, (memory) => ({ ...memory, place: control.place }))
     const marker = Written.markerOf(written)
-    const look = yield* Probe.look(control.place, marker, [...new Set(names)])
+    const look = yield* Probe.look(control.place, marker, [...new Set(names)], world.silence)
     const older = look.server === "running" && marker !== null && !look.loaded
-    const standing = yield* Written.sections(written, Written.isMoving(written) || (older && nbd.start !== "off"))
+    const standing = yield* Written.sections(
+      world,
+      written,
+      Written.isMoving(written) || (older && nbd.start !== "off")
+    )
     const sentinel = World.sentinelAt(world, written.judgement)
-    const { holders, sections } = yield* onDisks(world, standing, sentinel, look)
+    const { holders, sections } = yield* onDisks(world, standing, sentinel, look, Pin.named(written.file))
     const { version, installed } = yield* versionOf(world, control)
     return {
       engine: "nbd-server",
@@ -90,13 +99,18 @@ const observe = (world: World.World, names: ReadonlyArray<string>): Effect.Effec
       server: {
         state: look.server === "absent" && !installed ? "not_installed" : look.server,
         pid: look.pid,
-        problem: sentence(look.problem, ...Written.remarks(written), ...staleness(nbd.start, look))
+        problem: sentence(
+          look.problem,
+          ...Written.remarks(written),
+          ...staleness(nbd.start, look),
+          ...(yield* exposure(world, written, control, look))
+        )
       },
       host: listen.host,
       port: listen.port,
       read_only_port: listen.port,
       sections,
-      config_problem: problemOf(written.file, nbd.config, conflict),
+      config_problem: problemOf(written.file, nbd.config, conflict ?? unpinnable(world, written, look)),
       narrowings: narrowingsOf(written, nbd),
       loaded: look.loaded,
       verifications: look.verifications,
@@ -114,6 +128,9 @@ const problemOf = (file: Written.Written["file"], config: string, conflict: stri
   return conflict === null ? null : `${config}: ${conflict}`
 }
 
+const unpinnable = ({ options }: World.World, { judgement }: Written.Written, { pid }: Probe.Look): string | null =>
+  options.nbd.pin ? Pin.refusal(judgement, pid) : null
+
 const narrowingsOf = ({ document, includes }: Written.Written, nbd: World.Options["nbd"]): ReadonlyArray<string> =>
   document === null
     ? []
@@ -128,37 +145,76 @@ const staleness = (start: string, look: Probe.Look): ReadonlyArray<string> =>
     ? ["NBD_START is off and the server runs another version of the file: restart it"]
     : []
 
+/** So many connections without a chosen export are somebody's mistake or attack: at about 1,000 nbd-server dies. */
+const WAITING_MAX = 64
+
+/** Where the server is reached and should not be, and who may reach what they should not (N13). */
+const exposure = (world: World.World, written: Written.Written, { place }: Main.Control, look: Probe.Look) =>
+  Effect.gen(function* () {
+    const hidden = yield* Acl.hiddenFrom(written.acl, written.judgement.user)
+    const strays = yield* Main.strays(place)
+    const declared = NbdConfig.endpoints(written.document, world.options.nbd)
+    const listens = look.pid === null || declared === null ? [] : Processes.listens(look.pid)
+    const wide = listens.filter((at) => declared !== null && !declared.includes(at))
+    return [
+      ...(hidden === null ? [] : [hidden]),
+      ...(wide.length === 0 ? [] : [`the server listens on ${wide.join(", ")}, which its file does not say`]),
+      ...strays.map(
+        ({ process, listens }) =>
+          `another nbd-server (pid ${process.pid}) serves this file on ${listens.join(", ")}, and the next load ends it`
+      ),
+      ...(look.waiting < WAITING_MAX
+        ? []
+        : [`${look.waiting} connections have chosen no export: close the port to them`])
+    ]
+  })
+
 /** What the sections lead to, and who has that open: every disk with a by-id link or a section, and what else may be one. */
-const onDisks = (world: World.World, standing: ReadonlyArray<NbdSection>, sentinel: string, look: Probe.Look) =>
+const onDisks = (
+  world: World.World,
+  standing: ReadonlyArray<Written.Found>,
+  sentinel: string,
+  look: Probe.Look,
+  pinned: ReadonlySet<string> | null
+) =>
   Effect.gen(function* () {
     const { by_id_dir } = world.options
     const links = yield* Effect.orElseSucceed(
       Files.attempt(() => readdir(by_id_dir)),
       () => []
     )
-    const paths = [...links.map((name) => join(by_id_dir, name)), ...standing.flatMap((section) => section.path ?? [])]
+    const paths = [...links.map((name) => join(by_id_dir, name)), ...standing.flatMap(({ leads }) => leads ?? [])]
     const nodes = new Map(
       yield* Effect.forEach(new Set(paths), (path) => Effect.map(Node.at(path), (node) => [path, node] as const), {
         concurrency: 16
       })
     )
-    const sections = standing.map((section) => {
-      return { ...section, device: section.path === null ? null : (nodes.get(section.path)?.identity ?? null) }
-    })
-    const identities = new Set([...nodes.values()].flatMap((node) => node?.identity ?? []))
-    return { sections, holders: yield* holdersOf(sentinel, identities, look) }
+    const sections = standing.map(({ leads, section }) =>
+      leads === null ? section : { ...section, device: nodes.get(leads)?.identity ?? null }
+    )
+    const linked = [...nodes.values()].flatMap((node) => node?.identity ?? [])
+    const identities = new Set([...linked, ...sections.flatMap(({ device }) => device ?? [])])
+    return { sections, holders: yield* holdersOf(world, sentinel, identities, look, pinned) }
   })
 
 const holdersOf = (
+  world: World.World,
   housekeeping: string,
   identities: ReadonlySet<string>,
-  look: Probe.Look
+  look: Probe.Look,
+  pinned: ReadonlySet<string> | null
 ): Effect.Effect<ReadonlyArray<Holder>> =>
   Effect.gen(function* () {
     const sentinel = (yield* Node.at(housekeeping))?.identity
     const holdings = yield* Processes.holders(identities)
+    // A process that holds an export's disk open for it goes with the export; one that is left over is in its disk's way.
+    const isPin = (pid: number) => {
+      const pin = Pin.find(world.options, pid)
+      return pin !== null && (pinned === null || pinned.has(pin.descriptor))
+    }
     const foreign = holdings.filter(
-      ({ process, device }) => process.pid !== look.pid && device !== sentinel && !look.own.has(Probe.keyOf(process))
+      ({ process, device }) =>
+        process.pid !== look.pid && device !== sentinel && !look.own.has(Probe.keyOf(process)) && !isPin(process.pid)
     )
     return foreign.map(({ process, device, server, peer }) => {
       const since = server ? Processes.startedAt(process) : null
@@ -182,20 +238,30 @@ const versionOf = (world: World.World, control: Main.Control) =>
     return { version: value, installed: key !== "" }
   })
 
-const fencing = (
-  world: World.World,
-  name: string,
-  change: (acl: Acl.Acl, name: string) => Effect.Effect<void, NbdUnavailable>
-): Effect.Effect<void, NbdUnavailable | GateClosed> =>
+const fence = (world: World.World, name: string): Effect.Effect<void, NbdUnavailable | GateClosed> =>
   Effect.gen(function* () {
-    const problem = NbdName.claimProblem(name)
-    if (problem !== null) {
-      return yield* new NbdUnavailable({ detail: `the export name ${JSON.stringify(name.slice(0, 120))} ${problem}` })
-    }
+    yield* named(name)
     yield* world.gate.check
     const { place } = yield* Ref.get(world.memory)
-    yield* change(World.aclAt(world, place.host), name)
+    yield* world.authfile(name).withPermits(1)(Acl.deny(World.aclAt(world, place.host), name))
   })
+
+/** What has left the file meanwhile stays shut: a main that is not replaced yet would serve it on. */
+const release = (world: World.World, name: string): Effect.Effect<void, NbdUnavailable | GateClosed> =>
+  Effect.gen(function* () {
+    yield* named(name)
+    yield* world.gate.check
+    const written = yield* Written.read(world)
+    if (Written.standing(written, NbdName.bytesOf(name))?.ours !== true) return
+    yield* world.authfile(name).withPermits(1)(Acl.admit(written.acl, name))
+  })
+
+const named = (name: string): Effect.Effect<void, NbdUnavailable> => {
+  const problem = NbdName.claimProblem(name)
+  return problem === null
+    ? Effect.void
+    : new NbdUnavailable({ detail: `the export name ${JSON.stringify(name.slice(0, 120))} ${problem}` })
+}
 
 /** The processes that serve clients of this device, of earlier mains too; the main holds no device. */
 const endClients = (world: World.World, device: string): Effect.Effect<number, GateClosed> =>
@@ -204,17 +270,17 @@ const endClients = (world: World.World, device: string): Effect.Effect<number, G
     const holdings = yield* Processes.holders(new Set([device]))
     const clients = holdings.filter((one) => one.server && one.peer !== null && one.device === device)
     yield* world.gate.check
-    return clients.filter(({ process }) => Processes.kill(process, config)).length
+    return clients.filter((client) => Processes.endClient(client, config)).length
   })
 
 const sections = (world: World.World): Effect.Effect<ReadonlyArray<NbdSection>> =>
   Effect.gen(function* () {
     const written = yield* Written.read(world)
-    const standing = yield* Written.sections(written, false)
-    return yield* Effect.forEach(standing, (section) =>
-      Effect.map(section.path === null ? Effect.succeed(null) : Node.at(section.path), (node) => {
-        return { ...section, device: node?.identity ?? null }
-      })
+    const standing = yield* Written.sections(world, written, false)
+    return yield* Effect.forEach(standing, ({ leads, section }) =>
+      leads === null
+        ? Effect.succeed(section)
+        : Effect.map(Node.at(leads), (node) => ({ ...section, device: node?.identity ?? null }))
     )
   })
 
@@ -226,5 +292,8 @@ const pokes = (world: World.World): Stream.Stream<void> => {
     Effect.map(Ref.get(world.memory), ({ place }) => [...Processes.listening(place.host, place.port)].join()),
     Schedule.spaced(LISTENER_POLL)
   ).pipe(Stream.changes, Stream.drop(1), Stream.as(undefined))
-  return Stream.merge(Watch.changes(dirname(world.options.nbd.config)), listeners)
+  const holders = Pinning.pokes(world)
+  return Stream.mergeAll([Watch.changes(dirname(world.options.nbd.config)), listeners, holders], {
+    concurrency: "unbounded"
+  })
 }

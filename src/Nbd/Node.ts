@@ -1,5 +1,6 @@
 import { Effect } from "effect"
-import { readFile, stat } from "node:fs/promises"
+import type { BigIntStats } from "node:fs"
+import { type FileHandle, readFile, stat } from "node:fs/promises"
 import * as Files from "../Devices/Files.ts"
 import * as Identity from "../Devices/Identity.ts"
 
@@ -13,9 +14,14 @@ export interface Node {
 }
 
 /** What a path leads to, links followed, as long as it can be a disk. */
-export const at = (path: string): Effect.Effect<Node | null> =>
+export const at = (path: string): Effect.Effect<Node | null> => describe(() => stat(path, { bigint: true }))
+
+/** What an open file is, whatever its path leads to by now. */
+export const of = (file: FileHandle): Effect.Effect<Node | null> => describe(() => file.stat({ bigint: true }))
+
+const describe = (look: () => Promise<BigIntStats>): Effect.Effect<Node | null> =>
   Effect.gen(function* () {
-    const stats = yield* Files.attempt(() => stat(path, { bigint: true }))
+    const stats = yield* Files.attempt(look)
     const identity = Identity.ofStats(stats)
     if (identity === null) return null
     if (stats.isFile()) return { identity, size: Number(stats.size), kind: "file" } satisfies Node

@@ -1,4 +1,4 @@
-import { Chunk, Clock, Effect } from "effect"
+import { Chunk, Clock, Effect, Ref } from "effect"
 import type { NbdReading, Verification } from "../../schema/Inventory.ts"
 import * as NbdName from "../../schema/NbdName.ts"
 import * as Handshake from "./Handshake.ts"
@@ -9,6 +9,8 @@ export interface Look {
   readonly server: NbdReading["server"]["state"]
   readonly pid: number | null
   readonly problem: string | null
+  /** Connections whose clients have not chosen an export yet. */
+  readonly waiting: number
   /** The marker's GO was granted. */
   readonly loaded: boolean
   readonly verifications: ReadonlyArray<Verification>
@@ -28,42 +30,69 @@ const BATCH = 32
 export const look = (
   place: Processes.Place,
   marker: string | null,
-  names: ReadonlyArray<string>
+  names: ReadonlyArray<string>,
+  silence: Silence
 ): Effect.Effect<Look> =>
   Effect.gen(function* () {
     const listener = yield* Processes.listener(place)
     const main = listener._tag === "Main" ? listener.main : null
+    const briefly = yield* wasSilent(silence, main)
     const first = yield* Effect.scoped(
-      Effect.map(ask(place, marker ?? NbdName.SENTINEL), (answer) => prove(answer, servers(place, main, [answer])))
+      Effect.map(ask(place, marker ?? NbdName.SENTINEL, briefly), (answer) =>
+        prove(answer, servers(place, main, [answer]))
+      )
     )
-    const { outcome, message } = first.verification
-    const answers = outcome !== "refused" && outcome !== "no_answer"
-    const others = answers
+    const { outcome, message, verified_at } = first.verification
+    if (isAnswer(outcome) || main === null) yield* Ref.set(silence, null)
+    else if (!briefly) yield* Ref.set(silence, { main: keyOf(main), at: verified_at })
+    const others = isAnswer(outcome)
       ? yield* proveAll(place, main, names)
       : names.map((name): Proof => ({ verification: { ...first.verification, name }, server: null }))
     return {
-      ...stateOf(listener, answers, message),
+      ...stateOf(listener, outcome, message),
       pid: main?.pid ?? null,
+      waiting: listener._tag === "Main" ? listener.waiting.length : 0,
       loaded: marker !== null && main !== null && outcome === "served",
       verifications: others.map((one) => one.verification),
       own: new Set([first, ...others].flatMap(({ server }) => (server === null ? [] : [keyOf(server)])))
     }
   })
 
+/** The main that was given its whole time to answer last and did not, and when that began, ms. */
+export type Silence = Ref.Ref<{ readonly main: string; readonly at: number } | null>
+
+export const noSilence: Effect.Effect<Silence> = Ref.make<Effect.Effect.Success<Silence>>(null)
+
+/** Everybody who looks waits for everybody before him: while a main hangs, not each of them waits for it as long (N12). */
+const SILENT_MS = 20_000
+
+const wasSilent = (silence: Silence, main: Processes.Process | null): Effect.Effect<boolean> =>
+  Effect.gen(function* () {
+    const last = yield* Ref.get(silence)
+    const age = (yield* Clock.currentTimeMillis) - (last?.at ?? 0)
+    return main !== null && last?.main === keyOf(main) && age >= 0 && age < SILENT_MS
+  })
+
 export const keyOf = (process: Processes.Process): string => `${process.pid}:${process.start}`
+
+const isAnswer = (outcome: Verification["outcome"]): boolean => outcome !== "refused" && outcome !== "no_answer"
 
 /** `absent` here says nothing about whether one is installed. */
 const stateOf = (
   listener: Processes.Listener,
-  answers: boolean,
+  outcome: Verification["outcome"],
   message: string | null
 ): Pick<Look, "server" | "problem"> => {
+  const answers = isAnswer(outcome)
   switch (listener._tag) {
     case "Foreign":
       return { server: "foreign", problem: listener.problem }
     case "Main":
       return answers
-        ? { server: "running", problem: null }
+        ? {
+            server: "running",
+            problem: outcome === "dropped" ? "nbd-server hangs up on clients: its memory is damaged" : null
+          }
         : {
             server: "hung",
             problem: `nbd-server takes connections but does not answer: ${message ?? "no reason given"}`
@@ -103,10 +132,10 @@ interface Answer extends Handshake.Held {
 }
 
 /** The connection stays open with the scope. */
-const ask = (place: Processes.Place, name: string) =>
+const ask = (place: Processes.Place, name: string, briefly = false) =>
   Effect.gen(function* () {
     const asked_at = yield* Clock.currentTimeMillis
-    return { ...(yield* Handshake.hold({ ...place, name })), name, asked_at } satisfies Answer
+    return { ...(yield* Handshake.hold({ ...place, name, briefly })), name, asked_at } satisfies Answer
   })
 
 type Servers = ReadonlyMap<number, Processes.Serving>
@@ -139,6 +168,7 @@ const OUTCOMES = {
   Served: "served",
   Unknown: "unknown",
   Denied: "denied",
+  Dropped: "dropped",
   Refused: "refused",
   NoAnswer: "no_answer"
 } as const satisfies Record<Handshake.Outcome["_tag"], Verification["outcome"]>

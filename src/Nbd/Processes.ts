@@ -25,7 +25,7 @@ export interface Socket {
 }
 
 /** What `read` gives, or null where the thing has gone or is not ours to see: both are ordinary in /proc. */
-const attempt = <A>(read: () => A): A | null => {
+export const attempt = <A>(read: () => A): A | null => {
   try {
     return read()
   } catch {
@@ -46,18 +46,24 @@ export const find = (pid: number): Process | null => {
   return { pid, parent: Number(parent), session: Number(session), start, command }
 }
 
-const pids = (): ReadonlyArray<number> =>
+export const pids = (): ReadonlyArray<number> =>
   readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? [Number(name)] : []))
 
 /** Is it an nbd-server that was started with `-C` and this very file? A copy that an upgrade replaced counts too. */
 export const runs = (pid: number, config: string): boolean => isServer(pid) && configOf(argumentsOf(pid)) === config
 
-const isServer = (pid: number): boolean => {
+const isServer = (pid: number): boolean => program(pid)?.name === "nbd-server"
+
+/** What a process runs: the file's name, and whether that file has been replaced or removed since. */
+export const program = (pid: number): { readonly name: string; readonly replaced: boolean } | null => {
   const exe = attempt(() => readlinkSync(`/proc/${pid}/exe`))
-  return exe !== null && basename(exe.replace(/ \(deleted\)$/, "")) === "nbd-server"
+  if (exe === null) return null
+  const name = exe.replace(/ \(deleted\)$/, "")
+  return { name: basename(name), replaced: name !== exe }
 }
 
-const argumentsOf = (pid: number): ReadonlyArray<string> =>
+/** What it was started with, its own name first; an empty last one follows the last. */
+export const argumentsOf = (pid: number): ReadonlyArray<string> =>
   attempt(() => readFileSync(`/proc/${pid}/cmdline`, "utf8"))?.split("\0") ?? []
 
 const configOf = (args: ReadonlyArray<string>): string | null => {
@@ -80,8 +86,9 @@ interface Descriptor {
   readonly target: string
 }
 
-const descriptors = (pid: number): ReadonlyArray<Descriptor> =>
+const descriptors = (pid: number, without: ReadonlySet<number> = new Set()): ReadonlyArray<Descriptor> =>
   (attempt(() => readdirSync(`/proc/${pid}/fd`)) ?? []).flatMap((number) => {
+    if (without.has(Number(number))) return []
     const path = `/proc/${pid}/fd/${number}`
     const target = attempt(() => readlinkSync(path))
     return target === null ? [] : [{ number: Number(number), path, target }]
@@ -91,13 +98,38 @@ const descriptors = (pid: number): ReadonlyArray<Descriptor> =>
 export const devices = (pid: number): ReadonlyArray<string> => [
   ...new Set(
     descriptors(pid).flatMap((fd) => {
-      if (fd.number < 3 || !fd.target.startsWith("/")) return []
-      // Through the descriptor, not by name: an unplugged disk has no name any more and is still held.
-      const stats = attempt(() => statSync(fd.path, { bigint: true }))
-      return stats === null ? [] : [Identity.ofStats(stats)].filter((id) => id !== null)
+      const device = fd.number < 3 ? null : deviceOf(fd)
+      return device === null ? [] : [device]
     })
   )
 ]
+
+const deviceOf = (fd: Descriptor): string | null => {
+  if (!fd.target.startsWith("/")) return null
+  // Through the descriptor, not by name: an unplugged disk has no name any more and is still held.
+  const stats = attempt(() => statSync(fd.path, { bigint: true }))
+  return stats === null ? null : Identity.ofStats(stats)
+}
+
+export interface Opened {
+  /** The descriptor's number, which stays with what was opened for as long as that is open. */
+  readonly number: number
+  /** Exactly one of the two is there. */
+  readonly device: string | null
+  readonly socket: string | null
+}
+
+/** Its open disks, one for each time it opened one, and its open sockets by their inodes; `since`: without these numbers. */
+export const opened = (pid: number, since: ReadonlySet<number> = new Set()): ReadonlyArray<Opened> =>
+  descriptors(pid, since).flatMap((fd) => {
+    const socket = /^socket:\[(\d+)\]$/.exec(fd.target)?.[1] ?? null
+    const device = socket === null && fd.number >= 3 ? deviceOf(fd) : null
+    return socket === null && device === null ? [] : [{ number: fd.number, device, socket }]
+  })
+
+/** The numbers alone, which costs next to nothing. */
+export const descriptorNumbers = (pid: number): ReadonlySet<number> =>
+  new Set((attempt(() => readdirSync(`/proc/${pid}/fd`)) ?? []).map(Number))
 
 const socketInodes = (pid: number): ReadonlyArray<string> =>
   descriptors(pid).flatMap((fd) => /^socket:\[(\d+)\]$/.exec(fd.target)?.[1] ?? [])
@@ -117,6 +149,10 @@ const sockets = (...texts: ReadonlyArray<string>): ReadonlyArray<Socket> =>
 
 /** A port as the table writes it. */
 const ended = (port: number): string => `:${port.toString(16).toUpperCase().padStart(4, "0")} `
+
+/** Connections to this port of this machine, whoever serves them. */
+export const connections = (port: number): ReadonlyArray<Socket> =>
+  sockets(ended(port)).filter((socket) => !socket.listening && socket.local_port === port)
 
 /** The connection behind one of these sockets; null where they only listen. */
 const connectionOf = (inodes: ReadonlyArray<string>): Socket | null => {
@@ -197,7 +233,8 @@ export const listener = (place: Place): Effect.Effect<Listener> =>
     return Effect.map(owners(inodes), (holders) => judge(place, inodes, holders))
   })
 
-const owners = (inodes: ReadonlySet<string>): Effect.Effect<ReadonlyArray<Process>> =>
+/** Everybody who has one of these sockets open. */
+export const owners = (inodes: ReadonlySet<string>): Effect.Effect<ReadonlyArray<Process>> =>
   scan((pid) => (socketInodes(pid).some((inode) => inodes.has(inode)) ? [find(pid)].filter((p) => p !== null) : []))
 
 const judge = (place: Place, inodes: ReadonlySet<string>, holders: ReadonlyArray<Process>): Listener => {
@@ -232,6 +269,33 @@ const scan = <A>(look: (pid: number) => ReadonlyArray<A>): Effect.Effect<Readonl
     }
     return found
   })
+
+/** Where a process takes connections, as `address:port`. */
+export const listens = (pid: number): ReadonlyArray<string> => {
+  const inodes = new Set(socketInodes(pid))
+  return sockets(` ${LISTEN} `)
+    .filter(({ inode, listening }) => listening && inodes.has(inode))
+    .map(({ local, local_port }) => `${local}:${local_port}`)
+}
+
+export interface Main {
+  readonly process: Process
+  readonly listens: ReadonlyArray<string>
+}
+
+/** Every main of this file that takes connections, wherever it does: a place that was changed leaves the old one behind. */
+export const mains = (config: string): Effect.Effect<ReadonlyArray<Main>> =>
+  Effect.map(
+    scan((pid) => (runs(pid, config) ? [find(pid)].filter((p) => p !== null) : [])),
+    (all) => {
+      const known = new Set(all.map(({ pid }) => pid))
+      const leads = (one: Process) => one.session === one.pid || (!known.has(one.parent) && !hasClient(one))
+      return all
+        .filter(leads)
+        .map((process) => ({ process, listens: listens(process.pid) }))
+        .filter((main) => main.listens.length > 0)
+    }
+  )
 
 export interface Serving {
   readonly process: Process
@@ -298,6 +362,34 @@ export const holders = (identities: ReadonlySet<string>): Effect.Effect<Readonly
     return shown.map((device) => ({ process: found, device, server, peer }))
   })
 
+/**
+ * Ends the connection of one client, by KILL as below: TERM would spare it no more, and a main that were mistaken for its
+ * child would end every transfer on TERM, but none on KILL. False where it is not any more what it was found to be.
+ */
+export const endClient = ({ device, process: client }: Holding, config: string): boolean => {
+  const { pid, session } = client
+  const serves = session !== pid && devices(pid).includes(device) && connectionOf(socketInodes(pid)) !== null
+  return serves && kill(client, config)
+}
+
+/**
+ * Threads that wait for something to come from one of these descriptors, by its number. Empty where this process may not
+ * look at the threads of that one.
+ */
+export const waiting = (pid: number, numbers: ReadonlySet<number>): ReadonlyMap<number, Process> => {
+  const found = new Map<number, Process>()
+  for (const thread of (attempt(() => readdirSync(`/proc/${pid}/task`)) ?? []).slice(0, THREADS_MAX)) {
+    const call = attempt(() => readFileSync(`/proc/${pid}/task/${thread}/syscall`, "latin1")) ?? ""
+    // The call's number, then its arguments: of all calls on a descriptor that is the first, and no address is so low.
+    const number = Number.parseInt(/^\d+ 0x([0-9a-f]{1,6}) /.exec(call)?.[1] ?? "", 16)
+    const waiter = numbers.has(number) ? find(Number(thread)) : null
+    if (waiter !== null) found.set(number, waiter)
+  }
+  return found
+}
+
+const THREADS_MAX = 4_096
+
 /** When it started, ms since the epoch; null where the kernel does not say. */
 export const startedAt = (process: Process): number | null => {
   const boot = /^btime (\d+)$/m.exec(attempt(() => readFileSync("/proc/stat", "latin1")) ?? "")?.[1]
@@ -312,5 +404,8 @@ export const isAlive = (process: Process): boolean => find(process.pid)?.start =
  */
 export const kill = (target: Process, config: string): boolean => {
   if (!isAlive(target) || !runs(target.pid, config)) return false
-  return attempt(() => process.kill(target.pid, "SIGKILL")) ?? false
+  return signalKill(target.pid)
 }
+
+/** Without a question: whoever calls it has asked. False where there is no such process, or it is not ours to end. */
+export const signalKill = (pid: number): boolean => attempt(() => process.kill(pid, "SIGKILL")) ?? false

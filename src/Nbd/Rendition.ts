@@ -1,10 +1,12 @@
-import { Effect } from "effect"
+import { Effect, Ref } from "effect"
 import type { LoadRequest } from "../../reconciler/Nbd.ts"
-import { NbdUnavailable } from "../../schema/Errors.ts"
+import { type GateClosed, NbdUnavailable } from "../../schema/Errors.ts"
 import * as NbdConfig from "../../schema/NbdConfig.ts"
 import * as NbdName from "../../schema/NbdName.ts"
+import * as NbdReadBack from "../../schema/NbdReadBack.ts"
 import * as Acl from "./Acl.ts"
 import type * as Includes from "./Includes.ts"
+import * as Pin from "./Pin.ts"
 import { sentinelAt, type World } from "./World.ts"
 import * as Written from "./Written.ts"
 
@@ -23,22 +25,26 @@ export const render = (
   world: World,
   request: LoadRequest,
   written: Written.Written
-): Effect.Effect<Rendition, NbdUnavailable> =>
+): Effect.Effect<Rendition, NbdUnavailable | GateClosed> =>
   Effect.gen(function* () {
     const { options } = world
     const sentinel = sentinelAt(world, written.judgement)
     const { document, includes } = written
     const names = new Set([...request.set.map(({ name }) => name), ...request.drop].map(NbdName.bytesOf))
     const included = yield* Effect.forEach(includes.files, (file) => reduced(file, names))
+    const pins = yield* Pin.take(world, written, request.set)
     const rendering: NbdConfig.Rendering = {
       base: document,
       listen: options.nbd,
       sentinel,
       exports: request.set.map(({ name, path, read_only }) => {
-        return { name: NbdName.bytesOf(name), path, read_only, authfile: Acl.pathOf(written.acl, name) }
+        const pin = pins.get(name)
+        const source = pin === undefined ? { path } : { path: pin.descriptor, pin: path }
+        return { name: NbdName.bytesOf(name), ...source, read_only, authfile: Acl.pathOf(written.acl, name) }
       }),
       moving: includes.files.flatMap((file) => file.document.sections.map((section) => section.name)),
-      drop: request.drop.map(NbdName.bytesOf)
+      drop: request.drop.map(NbdName.bytesOf),
+      by_id_dir: options.by_id_dir
     }
     const result = NbdConfig.render(rendering)
     if (result._tag === "Refused") {
@@ -48,12 +54,13 @@ export const render = (
     const text = NbdConfig.seal(result.body, hash, sentinel)
     const moving = NbdConfig.seal(result.body, Written.movingHashOf(result.body, included), sentinel)
     for (const one of [text, moving]) {
-      const wrong = NbdConfig.disagreement(one, rendering)
+      const wrong = NbdReadBack.disagreement(one, rendering)
       if (wrong !== null) return yield* notMeant(wrong)
     }
+    const unsure = yield* Ref.get(world.unsure)
     const changed = includes.files.flatMap((file, index) => {
       const now = included[index]?.text ?? file.text
-      return now === file.text ? [] : [{ file, text: now }]
+      return now === file.text && !unsure.has(file.path) ? [] : [{ file, text: now }]
     })
     return { text, moving, marker: NbdConfig.markerName(hash), included: changed }
   })
@@ -62,10 +69,8 @@ export const render = (
 const reduced = (file: Includes.Included, names: ReadonlySet<string>) =>
   Effect.gen(function* () {
     const text = NbdConfig.without(file.document, names)
-    const parsed = NbdConfig.parse(text)
-    const kept = file.document.sections.filter(({ name }) => !names.has(name)).map(({ body }) => body)
-    const has = parsed._tag === "Parsed" ? parsed.document.sections.map(({ body }) => body) : null
-    if (JSON.stringify(has) !== JSON.stringify(kept)) return yield* notMeant(`sections of ${file.path} would change`)
+    const wrong = NbdReadBack.leftover(text, file.document, names)
+    if (wrong !== null) return yield* notMeant(`${file.path}: ${wrong}`)
     return { path: file.path, text }
   })
 

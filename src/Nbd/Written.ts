@@ -1,4 +1,4 @@
-import { Effect } from "effect"
+import { Effect, Ref } from "effect"
 import { createHash } from "node:crypto"
 import type { NbdSection } from "../../schema/Inventory.ts"
 import * as NbdClaim from "../../schema/NbdClaim.ts"
@@ -7,6 +7,7 @@ import * as NbdName from "../../schema/NbdName.ts"
 import * as Acl from "./Acl.ts"
 import * as ConfigFile from "./ConfigFile.ts"
 import * as Includes from "./Includes.ts"
+import * as Pin from "./Pin.ts"
 import { aclAt, type World } from "./World.ts"
 
 /** What is written down for the server at one moment: the one file, and what it includes. */
@@ -35,12 +36,24 @@ export const textOf = ({ file }: Written): string | null =>
 
 type Included = ReadonlyArray<Pick<Includes.Included, "path" | "text">>
 
-/** Covers the included files too: what is loaded of them is as much of what is served as the file itself. */
-export const hashOf = (body: string, included: Included): string => sha256(body + Includes.print(included))
+/**
+ * Covers the included files too: what is loaded of them is as much of what is served as the file itself. It does not cover
+ * what no server reads.
+ */
+export const hashOf = (body: string, included: Included): string => sha256(meaningOf(body, included))
 
 /** Of the file while sections leave those included files: whoever loads it now has loaded what will be over. */
 export const movingHashOf = (body: string, included: Included): string =>
-  sha256(`${body}${Includes.print(included)}\n# moving`)
+  sha256(`${meaningOf(body, included)}\n# moving`)
+
+const meaningOf = (body: string, included: Included): string =>
+  [
+    NbdConfig.meaning(body),
+    ...included.flatMap(({ path, text }) => {
+      const meaning = NbdConfig.meaning(text)
+      return meaning === "" ? [] : [`# ${path}`, meaning]
+    })
+  ].join("\n")
 
 const sha256 = (text: string): string => createHash("sha256").update(text, "latin1").digest("hex")
 
@@ -76,31 +89,88 @@ export const standing = ({ acl, document, includes }: Written, name: string): St
   return { ours: authfile === Acl.pathOf(acl, NbdName.textOf(name)), main: main !== null, included, effective }
 }
 
-/** Every section of somebody's, what its path leads to left open. `stale`: the server runs an older version of all this. */
-export const sections = (written: Written, stale: boolean): Effect.Effect<ReadonlyArray<NbdSection>> =>
+/** Every export that is written down, each once, as text. */
+export const names = ({ document, includes }: Written): ReadonlyArray<string> => {
+  const documents = [...(document === null ? [] : [document]), ...includes.files.map(documentOf)]
+  return [...new Set(documents.flatMap(NbdClaim.names))].map(NbdName.textOf)
+}
+
+export interface Found {
+  readonly section: NbdSection
+  /** The path that says which disk is the section's; null where that is known, or nothing can be opened by it. */
+  readonly leads: string | null
+}
+
+/**
+ * Every section of somebody's. One whose path is a holder's shows the link that was pinned, and the disk that it is pinned
+ * to: wherever the link leads by now, clients get that. `stale`: the server runs an older version of all this.
+ */
+export const sections = (world: World, written: Written, stale: boolean): Effect.Effect<ReadonlyArray<Found>> =>
   Effect.gen(function* () {
-    const documents = [
-      ...(written.document === null ? [] : [written.document]),
-      ...written.includes.files.map(documentOf)
-    ]
-    const found: Array<NbdSection> = []
-    for (const name of new Set(documents.flatMap(NbdClaim.names))) {
+    const found: Array<Found> = []
+    const pins = new Map((yield* pinned(world, written)).map((one) => [one.name, one]))
+    for (const text of names(written)) {
+      const name = NbdName.bytesOf(text)
       const where = standing(written, name)
       if (where === null) continue
-      const path = NbdConfig.valueOf(where.effective, name, "exportname")
-      found.push({
-        name: NbdName.textOf(name),
-        path: path === null ? null : NbdName.textOf(path),
+      const exportname = NbdConfig.valueOf(where.effective, name, "exportname")
+      const path = exportname === null ? null : NbdName.textOf(exportname)
+      const pin = pins.get(text)
+      const section = {
+        name: text,
+        path: pin?.path ?? path,
         read_only: NbdConfig.flagOf(where.effective, name, "readonly"),
         file: where.included.at(-1)?.path ?? null,
-        device: null,
+        device: pin === undefined ? null : deviceOf(pin),
         obstacle: yield* obstacleOf(written, name, where),
-        unfinished: unfinishedOf(where, stale),
-        fenced_at: where.ours ? yield* Acl.fencedAt(written.acl, NbdName.textOf(name)) : null
-      })
+        unfinished: unfinishedOf(where, stale) ?? unpinnedOf(world, where, pin),
+        fenced_at: where.ours ? yield* Acl.fencedAt(written.acl, text) : null
+      }
+      found.push({ section, leads: pin === undefined ? path : null })
     }
     return found
   })
+
+/** An export of ours whose path is a holder's. */
+export interface Pinned {
+  readonly name: string
+  /** The link that was pinned; null where the section does not say. */
+  readonly path: string | null
+  readonly descriptor: string
+  /** Null: nobody knows what the descriptor leads to, if anywhere. */
+  readonly holder: Pin.Holder | null
+}
+
+/** What somebody else has open there is no disk that we know, and never the volume's; where nobody has, a client gets nothing. */
+const deviceOf = ({ descriptor, holder }: Pinned): string | null =>
+  holder?.device ?? (Pin.isOpen(descriptor) ? `unproven:${descriptor}` : null)
+
+/** Each proven anew, and remembered: that a holder has ended is then seen without reading the file again. */
+export const pinned = (world: World, written: Written): Effect.Effect<ReadonlyArray<Pinned>> =>
+  Effect.gen(function* () {
+    const found = (written.document?.sections ?? []).flatMap((section) => pinnedAs(world, written, section))
+    const pins = new Map(found.map(({ descriptor, holder }) => [descriptor, holder?.process ?? null]))
+    yield* Ref.update(world.memory, (memory) => ({ ...memory, pins }))
+    return found
+  })
+
+const pinnedAs = (world: World, written: Written, { name, pairs }: NbdConfig.Section): ReadonlyArray<Pinned> => {
+  const descriptor = pairs.findLast(({ key }) => key === "exportname")?.value ?? ""
+  if (NbdConfig.pinOf(descriptor) === null) return []
+  const where = standing(written, name)
+  if (where === null || !where.ours) return []
+  const path = NbdConfig.valueOf(where.effective, name, "pin")
+  const holder = Pin.at(world.options, descriptor)
+  return [{ name: NbdName.textOf(name), path, descriptor, holder: holder?.path === path ? holder : null }]
+}
+
+/** Why a section of ours is to be written anew though its path is right, or null. */
+const unpinnedOf = (world: World, { ours }: Standing, pin: Pinned | undefined): string | null => {
+  const { pin: wanted } = world.options.nbd
+  if (pin !== undefined && pin.holder === null) return "the process that had its disk open for it is gone"
+  if (!ours || wanted === (pin !== undefined)) return null
+  return wanted ? "NBD_PIN is on, and it names the link" : "NBD_PIN is off, and it names what a process has open"
+}
 
 const documentOf = ({ document }: Includes.Included): NbdConfig.Document => document
 

@@ -48,7 +48,13 @@ export const resolveFile = (path: string): { readonly identity: string; readonly
 }
 
 /** The identity of a volume's disk, the same whatever it is called at the moment. */
-const identityOf = (disk: Disk): string => `file:0:${disk.numeric}`
+const identityOf = ({ numeric }: Pick<Disk, "numeric">): string => `file:0:${numeric}`
+
+/** The same by the volume, wherever it is attached; null where there is no such volume. */
+export const diskOf = (world: World, volumeId: string): string | null => {
+  const row = world.state.volumes.get(volumeId)
+  return row === undefined ? null : identityOf(row)
+}
 
 /** The guest without a kernel: the appliance's disks as the world has them at Effect's time. */
 export const layerDevices = (world: World): Layer.Layer<Devices> =>

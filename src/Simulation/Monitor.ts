@@ -20,6 +20,7 @@ export const watch = (state: State, command: string, volumeId: string | null, vm
     ["root_mutation", onRoot(state, command, volumeId)],
     ["two_unresolved", besideAnother(state, command, volumeId)],
     ["detach_while_served", whileServed(state, command, volumeId)],
+    ["detach_while_open", whileOpen(state, command, volumeId)],
     ["attach_while_held", whileHeld(state, command, volumeId)],
     ["delete_attached", ofAttached(state, command, volumeId)]
   ] as const satisfies ReadonlyArray<readonly [Violation["kind"], string | null]>) {
@@ -62,6 +63,12 @@ const whileServed = (state: State, command: string, volumeId: string): string | 
   const row = state.volumes.get(volumeId)
   const here = row?.vm_id === state.config.appliance_vm_id
   return here && state.served(volumeId) ? "its export is being served" : null
+}
+
+/** S11: nothing of CloudStack's keeps a disk from being pulled under whoever has it open (reference: experiment 31). */
+const whileOpen = (state: State, command: string, volumeId: string): string | null => {
+  const here = state.volumes.get(volumeId)?.vm_id === state.config.appliance_vm_id
+  return command === "detachVolume" && here && state.opened(volumeId) ? "somebody has its disk open" : null
 }
 
 /** S1 as far as a controller can see: CloudStack says detached, the appliance's guest plainly has the disk. */

@@ -28,7 +28,7 @@ type Written = Pick<NbdSection, "name" | "path" | "read_only">
 /** A simulated NBD server as a test or a demo sees it: a file of sections, and what a server has loaded of it. */
 export interface Control {
   readonly options: Options
-  state: "running" | "absent" | "hung" | "foreign"
+  state: "running" | "absent" | "hung" | "foreign" | "not_installed"
   /** The file: what a load would serve. */
   file: Array<Written>
   /** What the server serves: the file as it was at the last load. */
@@ -40,6 +40,10 @@ export interface Control {
   broken: string | null
   /** Since when, ms. */
   readonly fenced: Map<string, number>
+  /** Links that lie: what they lead to in place of what they should; null: nowhere. */
+  readonly lies: Map<string, Device | null>
+  /** Names that a server with a damaged heap greets and then hangs up on, until it is replaced (reference: 2.4). */
+  readonly damaged: Set<string>
   /** Clients and others that hold devices open. */
   readonly holders: Array<Holder>
   /** How often the server was made to load the file anew. */
@@ -56,6 +60,8 @@ export const make = (options: Options): Control => ({
   config_problem: null,
   broken: null,
   fenced: new Map(),
+  lies: new Map(),
+  damaged: new Set(),
   holders: [],
   loads: 0,
   listeners: new Set()
@@ -64,7 +70,10 @@ export const make = (options: Options): Control => ({
 /** A server whose paths lead into an in-memory world; detaching what it serves is noticed there. */
 export const inWorld = (world: World, options: Omit<Options, "resolve"> = {}): Control => {
   const control = make({ ...options, resolve: Guest.resolve(world) })
-  world.watchExports((volumeId) => serves(control, serialFor(volumeId), world.state.now))
+  world.watchExports(
+    (volumeId) => serves(control, serialFor(volumeId), world.state.now),
+    (volumeId) => control.holders.some(({ device }) => device === Guest.diskOf(world, volumeId))
+  )
   return control
 }
 
@@ -81,6 +90,19 @@ export const kill = (control: Control): void => change(control, () => (control.s
 /** The server accepts connections and never answers. */
 export const hang = (control: Control): void => change(control, () => (control.state = "hung"))
 
+/** The program is removed from the machine, and its server is gone. */
+export const uninstall = (control: Control): void => change(control, () => (control.state = "not_installed"))
+
+/** Its heap is damaged: clients of this export are greeted and hung up on until the server is replaced (N7). */
+export const damage = (control: Control, name: string): void => change(control, () => control.damaged.add(name))
+
+/** The link leads to another disk, or nowhere, for whoever opens it from now on (D3). */
+export const mislead = (control: Control, path: string, to: Device | null): void =>
+  change(control, () => control.lies.set(path, to))
+
+/** The link is right again. */
+export const setRight = (control: Control, path: string): void => change(control, () => control.lies.delete(path))
+
 /** Something that is no server of ours listens on the port. */
 export const occupy = (control: Control): void => change(control, () => (control.state = "foreign"))
 
@@ -89,6 +111,7 @@ export const revive = (control: Control): void =>
   change(control, () => {
     control.state = "running"
     control.served = [...control.file]
+    control.damaged.clear()
     control.loaded = true
   })
 
@@ -118,6 +141,9 @@ const change = (control: Control, apply: () => unknown): void => {
   for (const listener of control.listeners) listener()
 }
 
+const leadsTo = (control: Control, path: string, now: number): Device | null =>
+  control.lies.has(path) ? (control.lies.get(path) ?? null) : control.options.resolve(path, now)
+
 /** What a GO handshake would say. Like nbd-server, it opens the path anew for every client. */
 const verify = (control: Control, name: string, now: number): Verification => {
   const answer = (outcome: Verification["outcome"], message: string | null, device: Device | null = null) => ({
@@ -130,10 +156,12 @@ const verify = (control: Control, name: string, now: number): Verification => {
     message
   })
   const section = control.served.find((one) => one.name === name)
-  if (control.state === "absent") return answer("refused", "nothing listens on the port")
+  const silent = control.state === "absent" || control.state === "not_installed"
+  if (silent) return answer("refused", "nothing listens on the port")
   if (control.state === "hung" || control.state === "foreign") return answer("no_answer", "no NBD greeting")
+  if (control.damaged.has(name)) return answer("dropped", "the connection ended after the greeting")
   if (section === undefined) return answer("unknown", "Export unknown")
-  const device = section.path === null ? null : control.options.resolve(section.path, now)
+  const device = section.path === null ? null : leadsTo(control, section.path, now)
   if (control.fenced.has(name) || device === null) return answer("denied", "Access denied by server configuration")
   return answer("served", null, device)
 }
@@ -161,7 +189,7 @@ const reading = (control: Control, names: ReadonlyArray<string>, now: number): N
 const sections = (control: Control, now: number): ReadonlyArray<NbdSection> =>
   control.file.map(({ name, path, read_only }) => ({
     ...sectionOf(name, path, read_only),
-    device: path === null ? null : (control.options.resolve(path, now)?.identity ?? null),
+    device: path === null ? null : (leadsTo(control, path, now)?.identity ?? null),
     fenced_at: control.fenced.get(name) ?? null
   }))
 
@@ -170,7 +198,7 @@ const available = (control: Control): Effect.Effect<void, NbdUnavailable> =>
 
 /** Every device is checked right before the load, as it must be on a real server. */
 const checkDevice = (control: Control, wanted: WantedExport, now: number): string | null => {
-  const device = control.options.resolve(wanted.path, now)
+  const device = leadsTo(control, wanted.path, now)
   if (device === null) return `${wanted.path} leads nowhere`
   if (device.identity !== wanted.device) return `${wanted.path} is ${device.identity}, planned was ${wanted.device}`
   return device.size === wanted.size ? null : `${wanted.path} has ${device.size} bytes, planned were ${wanted.size}`
@@ -197,8 +225,13 @@ const load = (
     }
     const next = rendered(control.file, request)
     const same = JSON.stringify(next) === JSON.stringify(control.file)
-    if (same && control.loaded && control.state === "running") return
+    const whole = control.loaded && control.damaged.size === 0
+    if (same && whole && control.state === "running") return
+    if (control.state === "not_installed" && request.set.length > 0) {
+      return yield* new NbdUnavailable({ detail: "no NBD server is installed" })
+    }
     control.file = next
+    if (control.state === "not_installed") return
     control.loads += 1
     revive(control)
   })

@@ -195,14 +195,25 @@ const listen = (
   return Effect.catchTag(at({ host: "127.0.0.1", port: Number(last) }), "Misconfigured", () => anywhere)
 }
 
-const freePort: Effect.Effect<number> = Effect.async((resume) => {
-  const probe = createServer()
-  probe.listen(0, "127.0.0.1", () => {
-    const address = probe.address()
-    const port = typeof address === "object" && address !== null ? address.port : 0
-    probe.close(() => resume(Effect.succeed(port)))
-  })
+/** A free port whose successor is free too: nbdkit serves read-only exports there. */
+const freePort: Effect.Effect<number> = Effect.gen(function* () {
+  for (;;) {
+    const first = yield* released(0)
+    if (first !== null && (yield* released(first + 1)) !== null) return first
+  }
 })
+
+/** The port, taken and free again; null where it was somebody's. */
+const released = (port: number): Effect.Effect<number | null> =>
+  Effect.async((resume) => {
+    const probe = createServer()
+    probe.once("error", () => resume(Effect.succeed(null)))
+    probe.listen(port, "127.0.0.1", () => {
+      const address = probe.address()
+      const found = typeof address === "object" && address !== null ? address.port : 0
+      probe.close(() => resume(Effect.succeed(found)))
+    })
+  })
 
 const environment = (
   world: World.World,

@@ -244,6 +244,8 @@ export interface State {
   readonly listeners: Set<() => void>
   /** Is an export of this volume being served right now? Wired by whoever has an NBD server to ask. */
   served: (volumeId: string) => boolean
+  /** Has anybody its disk open on the appliance? Wired likewise. */
+  opened: (volumeId: string) => boolean
   /** By whose keys the call that is carried out right now was signed. */
   caller: Job["by"]
 }
@@ -277,6 +279,7 @@ export const empty = (config: Config, seed: number, now: number): State => ({
   history: [],
   listeners: new Set(),
   served: () => false,
+  opened: () => false,
   caller: "api"
 })
 

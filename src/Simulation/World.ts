@@ -124,8 +124,8 @@ export interface World {
   readonly nextDue: () => number | null
   /** Called after every visible change; answers how to stop that. */
   readonly subscribe: (listener: () => void) => () => void
-  /** Wire the NBD side in, so that detaching a served volume is noticed. */
-  readonly watchExports: (served: (volumeId: string) => boolean) => void
+  /** Wire the NBD side in, so that detaching a volume that is served, or that somebody has open, is noticed. */
+  readonly watchExports: (served: (volumeId: string) => boolean, opened?: (volumeId: string) => boolean) => void
 }
 
 export const make = (options: Options): World => {
@@ -240,8 +240,9 @@ const over = (state: State.State): World => {
       state.listeners.add(listener)
       return () => state.listeners.delete(listener)
     },
-    watchExports: (served) => {
+    watchExports: (served, opened = () => false) => {
       state.served = served
+      state.opened = opened
     }
   }
 }

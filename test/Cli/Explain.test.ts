@@ -14,7 +14,10 @@ const operation = "op-12345678-1234-1234-1234-123456789012" as OperationId
 const nothing = { digest: null, withheld: [] }
 
 const text = (of: Volume) =>
-  VolumeText.explanation({ volume: of, holders: [], chain: "", command: Explain.nextCommand(of, null, nothing) }, plain)
+  VolumeText.explanation(
+    { volume: of, found: null, holders: [], chain: "", command: Explain.nextCommand(of, null, nothing) },
+    plain
+  )
 
 const itemOf = (of: Volume, reason: Reason): PlanItem => ({
   uid: of.uid,
@@ -52,6 +55,33 @@ const served = (connections: ExportAnswer["connections"]): ExportAnswer => ({
 })
 
 describe("explain", () => {
+  it.effect("says of an export that lets nobody in that it is fenced, and not that it was never verified", () => {
+    const { status: ready } = volume("b", A)
+    const leaving = volume(
+      "b",
+      A,
+      {},
+      { export: ready.export === null ? null : { ...ready.export, verified_at: null } }
+    )
+    const fenced = {
+      ...served([]),
+      status: "fenced" as const,
+      served: false,
+      problem: "fenced since 2026-03-01T12:00:00Z: new clients are denied, 0 are connected"
+    }
+    const known = {
+      ...Fake.declared(() => [leaving]),
+      plan: Effect.succeed(Fake.dryRun()),
+      export: () => Effect.succeed(fenced)
+    }
+    const recording = Recording.make()
+    return Effect.gen(function* () {
+      yield* Fake.run(Explain.explain(Fake.invocation("explain b")), known, recording.layer)
+      assert.match(recording.results(), /export .*, fenced since 2026-03-01T12:00:00Z: new clients are denied/u)
+      assert.notInclude(recording.results(), "not verified yet")
+    })
+  })
+
   it("ends with the command to type", () => {
     const blocked = { status: "False", category: "blocked", reason: "VmFull", suggestion: "detach one" } as const
     const stuck = volume("b", A, {}, { conditions: [ready(blocked)], last_operation_id: operation })
@@ -93,6 +123,8 @@ describe("explain", () => {
       ["BackingOff", "volumed retry b"],
       ["Contended", "volumed log b --since 1h"],
       ["InUse", "volumed wait b"],
+      ["Draining", "volumed wait b"],
+      ["WrongDevice", "volumed devices"],
       ["Maintenance", "volumed maintenance"],
       ["HeldForApproval", "volumed approve d1"]
     ]
@@ -100,6 +132,8 @@ describe("explain", () => {
       assert.strictEqual(Explain.nextCommand(of, itemOf(of, reason), plan), command, reason)
       assert.strictEqual(Fake.invocation(command.replace("volumed ", "")).command, command.split(" ")[1])
     }
+    // Whoever holds it without a connection is not for us to end.
+    assert.strictEqual(Explain.nextCommand(of, itemOf(of, "InUse"), plan, 2), "volumed retry b --end-clients")
     const withheld = { digest: "d1", withheld: [{ ...held, digest: "d2" }] }
     assert.strictEqual(Explain.nextCommand(of, itemOf(of, "HeldForApproval"), withheld), "volumed approve d2")
   })
@@ -114,6 +148,8 @@ describe("explain", () => {
     return Effect.gen(function* () {
       yield* Fake.run(command, { ...known, export: () => Effect.succeed(served(connections)) }, recording.layer)
       assert.match(recording.results(), /held by +10\.0\.0\.5:50312 \(process 77\) since 2026-03-01T12:00:00Z\n/u)
+      // They came after the last pass, which counted none.
+      assert.match(recording.results(), /export .*, 1 connection\n/u)
       const busy = { ...Fake.notFound, status: 503, code: "OVERLOADED", error: "busy" }
       yield* Fake.run(
         command,

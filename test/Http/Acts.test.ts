@@ -295,17 +295,46 @@ describe("POST /api/v2/volumes/{name}/retry", () => {
     })
   )
 
-  it.scopedLive("does not pretend to end clients, and says what ends them", () =>
-    Effect.gen(function* () {
-      const { url, client, world } = yield* start()
-      yield* client.put("a", wish)
-      world.poked = []
-      const refused = yield* act(url, "a", "retry", { json: { end_clients: true } })
-      assert.strictEqual(refused.status, 501)
-      assert.strictEqual(refused.body["code"], "NOT_SUPPORTED")
-      assert.match((refused.body["details"] as { suggestion: string }).suggestion, /exports/)
-      assert.strictEqual(world.poked.length, 0)
-    })
+  it.scopedLive(
+    "takes consent to ending clients for the declaration as it is, and writes down whose it was (N10)",
+    () =>
+      Effect.gen(function* () {
+        const { url, client, world } = yield* start()
+        yield* client.put("a", wish)
+        const [{ uid }] = world.declarations as [Declaration]
+        const consent = (init: object = {}, query = "") =>
+          act(url, "a", `retry${query}`, { json: { end_clients: true }, ...init })
+
+        const shown = yield* consent({}, "?dry_run=true")
+        const [item] = (shown.body["plan"] as { items: ReadonlyArray<{ guard: { _tag: string } | null }> }).items
+        assert.strictEqual(item?.guard?._tag, "EndClients", "the dry run shows what the consent would cause")
+        assert.deepStrictEqual(world.consented, [])
+
+        const stale = yield* consent({ headers: { "if-match": '"7"' } })
+        assert.strictEqual(stale.status, 412)
+        const unlessThere = yield* consent({ headers: { "if-none-match": "*" } })
+        assert.strictEqual(unlessThere.status, 412)
+        assert.deepStrictEqual(world.consented, [])
+        world.databaseDown = true
+        assert.strictEqual((yield* consent()).status, 503)
+        assert.deepStrictEqual(world.consented, [], "nothing is agreed to that could not be written down")
+        world.databaseDown = false
+
+        const before = world.events.length
+        assert.strictEqual((yield* consent({ headers: { "if-match": '"1"' } })).status, 200)
+        assert.deepStrictEqual(
+          world.consented.map(({ uid, generation }) => ({ uid, generation })),
+          [{ uid, generation: 1 }]
+        )
+        const [event] = world.events.slice(before)
+        assert.deepInclude(event, {
+          kind: "clients_consented",
+          name: "a",
+          uid,
+          actor: world.consented[0]?.by ?? "nobody"
+        })
+        assert.strictEqual(world.declarations[0]?.generation, 1)
+      })
   )
 
   it.scopedLive("shows the plan on a dry run, and refuses other bodies and other names", () =>

@@ -22,7 +22,11 @@ export interface Site {
 }
 
 /** Lives as long as the scope. `NBD_BACKEND`: "simulated", or a real nbd-server. `dsn`: null for a database file. */
-export const startWith = (NBD_BACKEND: string, dsn: string | null = null): Effect.Effect<Site, unknown, Scope.Scope> =>
+export const startWith = (
+  NBD_BACKEND: string,
+  dsn: string | null = null,
+  more: Readonly<Record<string, string>> = {}
+): Effect.Effect<Site, unknown, Scope.Scope> =>
   Effect.gen(function* () {
     const sandbox = yield* Sandbox.start({ ...Sandbox.defaults, job_ms: 20, device_delay_ms: 20 })
     const around = {
@@ -30,7 +34,8 @@ export const startWith = (NBD_BACKEND: string, dsn: string | null = null): Effec
       LISTEN: "127.0.0.1:0",
       POLL_INTERVAL: "200ms",
       RESYNC_BUSY_INTERVAL: "1s",
-      RESYNC_INTERVAL: "2s"
+      RESYNC_INTERVAL: "2s",
+      ...more
     }
     const found = yield* SettingsFrom.fromEnvironment(Serve.sandboxEnvironment(sandbox, around), null, {
       dry_run: false,

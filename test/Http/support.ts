@@ -52,7 +52,7 @@ export interface World {
   /** Readings of the history. */
   eventReads: number
   poked: ReadonlyArray<Uid>
-  consented: ReadonlyArray<Uid>
+  consented: ReadonlyArray<{ readonly uid: Uid; readonly generation: number; readonly by: string }>
   ready: ReadonlySet<string>
   held: ReadonlyArray<Held>
   drifting: ReadonlySet<string>
@@ -370,7 +370,7 @@ const statusOf = (world: World, { name, generation, binding, removed_at }: Decla
   retry_at: null
 })
 
-const planOf = (world: World, declarations: ReadonlyArray<Declaration>): Plan => ({
+const planOf = (world: World, declarations: ReadonlyArray<Declaration>, agreeing?: ReadonlySet<Uid>): Plan => ({
   at: 1_000,
   items: declarations.map((declaration): PlanItem => ({
     uid: declaration.uid,
@@ -383,7 +383,9 @@ const planOf = (world: World, declarations: ReadonlyArray<Declaration>): Plan =>
     gap: world.drifting.has(declaration.name) ? "attachment" : null,
     drift: world.drifting.has(declaration.name),
     settled: world.ready.has(declaration.name),
-    guard: null,
+    guard: agreeing?.has(declaration.uid)
+      ? { _tag: "EndClients", export_name: declaration.name, device: "252:16", reason: "somebody agrees" }
+      : null,
     removal_done: false
   })),
   held: world.held,
@@ -405,12 +407,12 @@ const summary: PassSummary = {
 
 const reconciler = (world: World, changes: PubSub.PubSub<void>) =>
   Reconciler.of({
-    plan: (candidates) =>
+    plan: (candidates, agreeing) =>
       Effect.suspend((): Effect.Effect<Planned, StoreUnavailable> => {
         if (world.databaseDown) return Effect.fail(down)
         const declarations = candidates ?? world.declarations
         return Effect.succeed({
-          plan: planOf(world, declarations),
+          plan: planOf(world, declarations, agreeing),
           inventory: world.inventory ?? emptyInventory,
           declarations
         })
@@ -419,7 +421,7 @@ const reconciler = (world: World, changes: PubSub.PubSub<void>) =>
     status: (declaration) => Effect.sync(() => statusOf(world, declaration)),
     connections: Effect.sync(() => (world.inventory?.nbd._tag === "Known" ? world.inventory.nbd.value.holders : [])),
     sync: Effect.suspend(() => (world.databaseDown ? Effect.fail(down) : Effect.as(world.onSync, summary))),
-    endClients: (uid) => Effect.sync(() => void (world.consented = [...world.consented, uid])),
+    endClients: (uid, consent) => Effect.sync(() => void (world.consented = [...world.consented, { uid, ...consent }])),
     poke: (uids) => Effect.sync(() => void (world.poked = [...world.poked, ...uids])),
     changes: Stream.fromPubSub(changes)
   })

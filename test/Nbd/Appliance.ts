@@ -1,4 +1,4 @@
-import { Context, Effect, Layer, Ref, type Scope } from "effect"
+import { Context, Effect, Layer, Ref, Schedule, type Scope } from "effect"
 import { execFile, spawn, type ChildProcess } from "node:child_process"
 import {
   mkdirSync,
@@ -19,6 +19,7 @@ import { Nbd, type WantedExport } from "../../reconciler/Nbd.ts"
 import { GateClosed, type Misconfigured } from "../../schema/Errors.ts"
 import type { NbdReading, Verification } from "../../schema/Inventory.ts"
 import * as NbdServer from "../../src/Nbd/NbdServer.ts"
+import * as Pin from "../../src/Nbd/Pin.ts"
 import * as Processes from "../../src/Nbd/Processes.ts"
 import type * as World from "../../src/Nbd/World.ts"
 
@@ -61,6 +62,7 @@ export const make: Effect.Effect<Appliance, never, Scope.Scope> = Effect.gen(fun
     stop_on_exit: false
   }
   yield* Effect.addFinalizer(() => endAll(place))
+  yield* Effect.addFinalizer(() => Effect.sync(() => Pin.stop(options)))
   return {
     dir,
     options,
@@ -129,6 +131,18 @@ export const verified = (reading: NbdReading, name: string): Verification => {
   if (found === undefined) throw new Error(`${name} was not asked for`)
   return found
 }
+
+/** The main that listens at the appliance's place; null where none does. */
+export const mainOf = ({ place }: Appliance): Effect.Effect<number | null> =>
+  Effect.map(Processes.listener(place), (listener) => (listener._tag === "Main" ? listener.main.pid : null))
+
+/** Until an independent client is granted this export, for at most 15 seconds. */
+export const served = (appliance: Appliance, name: string): Effect.Effect<void> =>
+  run("nbdinfo", "--size", appliance.uri(name)).pipe(
+    Effect.repeat({ until: ({ code }) => code === 0, schedule: Schedule.spaced("20 millis") }),
+    Effect.timeout("15 seconds"),
+    Effect.orDie
+  )
 
 /** Runs a program to its end; what it said in either stream. */
 export const run = (program: string, ...args: ReadonlyArray<string>): Effect.Effect<{ code: number; said: string }> =>

@@ -43,7 +43,10 @@ const watched = (fails: (operation: string, count: number) => string | null) => 
         const member: unknown = Reflect.get(object, key)
         if (typeof member !== "function") return member
         return async (...args: ReadonlyArray<unknown>) => {
+          // What cannot be closed would be closed some time later, when another file may bear its number.
+          if (key === "close") await Reflect.apply(member, object, args)
           await guard(`${prefix}${String(key)}`)
+          if (key === "close") return
           const result: unknown = await Reflect.apply(member, object, args)
           return prefix === "" && key === "open" ? wrap(result as object, "file.") : result
         }
@@ -159,6 +162,49 @@ describe("writing the file", () => {
     })
   )
 
+  it.scoped(
+    "loses no work of another writer, whenever that replaces the file, save right before the rename (N17)",
+    () =>
+      Effect.gen(function* () {
+        const dir = yield* directory
+        const path = join(dir, "config")
+        const theirs = "[generic]\n# theirs\n"
+        const seen = { kept: 0, replaced: 0, behind: 0 }
+        for (let step = 1; ; step++) {
+          writeFileSync(path, old)
+          const { disk, log } = watched((_, count) => {
+            if (count === step) {
+              writeFileSync(`${path}.theirs`, theirs)
+              renameSync(`${path}.theirs`, path)
+            }
+            return null
+          })
+          const exit = yield* Effect.exit(write(disk, path))
+          if (log.length < step) break
+          const text = readFileSync(path, "latin1")
+          const before = !log.slice(0, step).includes("rename") || log[step - 1] === "rename"
+          if (exit._tag === "Failure") assert.include(String(exit.cause), "somebody else changed it")
+          assert.strictEqual(text, exit._tag === "Success" && before ? next : theirs)
+          seen[exit._tag === "Failure" ? "kept" : before ? "replaced" : "behind"]++
+          assert.deepStrictEqual(temporaries(dir), [])
+        }
+        // Between opening the file for a last look and the rename there are but the look itself and its end.
+        assert.isAtMost(seen.replaced, 4, JSON.stringify(seen))
+        assert.isAbove(Math.min(seen.kept, seen.behind), 1, JSON.stringify(seen))
+      })
+  )
+
+  it.scoped("refuses a text that would lose something when it is written byte by byte (X2)", () =>
+    Effect.gen(function* () {
+      const path = join(yield* directory, "config")
+      writeFileSync(path, old)
+      // Cut to a byte, this is the end of a line.
+      const request = { path, text: `${old}a\u010aprerun = id\n`, mode: 0o640, expected: old, permit: Effect.void }
+      assert.include((yield* Effect.flip(ConfigFile.write(ConfigFile.disk, request))).message, "no byte")
+      assert.strictEqual(readFileSync(path, "latin1"), old)
+    })
+  )
+
   it.scoped("asks for permission last, and writes nothing without it", () =>
     Effect.gen(function* () {
       const dir = yield* directory
@@ -231,6 +277,23 @@ describe("a place that others may change (N15, X12)", () => {
       yield* ConfigFile.write(ConfigFile.disk, { path, text: next, mode: 0o640, expected: old, permit })
       assert.strictEqual(readFileSync(join(victim, "config"), "latin1"), old)
       assert.strictEqual(readFileSync(join(dir, "moved/config"), "latin1"), next)
+    })
+  )
+})
+
+describe("a broken file that is kept aside (N2)", () => {
+  it.scoped("has one more name and no more, however often its replacement fails", () =>
+    Effect.gen(function* () {
+      const dir = yield* directory
+      const path = join(dir, "config")
+      writeFileSync(path, "broken")
+      for (const time of [1, 2, 3]) yield* ConfigFile.keepAside(ConfigFile.disk, path, `broken-${time}`)
+      assert.deepStrictEqual(readdirSync(dir).sort(), ["config", "config.broken-1"])
+      yield* write(ConfigFile.disk, path, "broken")
+      writeFileSync(path, "broken again")
+      yield* ConfigFile.keepAside(ConfigFile.disk, path, "broken-4")
+      assert.deepStrictEqual(readdirSync(dir).sort(), ["config", "config.broken-1", "config.broken-4"])
+      assert.strictEqual(readFileSync(join(dir, "config.broken-1"), "latin1"), "broken")
     })
   )
 })

@@ -113,8 +113,25 @@ describe("the GO handshake", () => {
       assert.deepStrictEqual(outcomes, [
         { _tag: "NoAnswer", message: "no answer in 5 seconds" },
         { _tag: "NoAnswer", message: "no answer in 5 seconds" },
-        { _tag: "NoAnswer", message: "the server closed the connection" }
+        { _tag: "Dropped", message: "greeted, then the server closed the connection" }
       ])
+    })
+  )
+
+  it.scopedLive("ends by itself when a process that serves it never lets go (N12, L5)", () =>
+    Effect.gen(function* () {
+      // As one that waits for a disk which does not answer: it neither reads the goodbye nor closes its end.
+      const port = yield* scripted((socket) => {
+        socket.write(greeting)
+        socket.once("data", () => {
+          socket.pause()
+          socket.write(Buffer.concat([info(4096n, 1), reply(1, Buffer.alloc(0))]))
+        })
+      })
+      const outcome = yield* ask(port).pipe(Effect.disconnect, Effect.timeout("10 seconds"))
+      assert.strictEqual(outcome._tag, "Served")
+      const cut = Effect.uninterruptible(ask(yield* scripted(() => {})))
+      assert.strictEqual((yield* cut.pipe(Effect.disconnect, Effect.timeout("15 seconds")))._tag, "NoAnswer")
     })
   )
 

@@ -2,6 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { createHash } from "node:crypto"
 import * as NbdClaim from "../../schema/NbdClaim.ts"
 import * as NbdConfig from "../../schema/NbdConfig.ts"
+import * as NbdReadBack from "../../schema/NbdReadBack.ts"
 
 const parsed = (text: string): NbdConfig.Document => {
   const result = NbdConfig.parse(text)
@@ -65,12 +66,20 @@ describe("a [generic] that somebody wrote is taken as it runs", () => {
 describe("a narrower NBD_HOST", () => {
   const sentinel = "/var/lib/volumed/sentinel.img"
   const render = (text: string, listen: NbdConfig.Wish) => {
-    const request = { base: parsed(text), listen, sentinel, exports: [], moving: [], drop: [] }
+    const request = {
+      base: parsed(text),
+      listen,
+      sentinel,
+      exports: [],
+      moving: [],
+      drop: [],
+      by_id_dir: "/dev/disk/by-id"
+    }
     const result = NbdConfig.render(request)
     if (result._tag === "Refused") throw new Error(result.problems.join("; "))
     const hash = createHash("sha256").update(result.body, "latin1").digest("hex")
     const sealed = NbdConfig.seal(result.body, hash, sentinel)
-    return { sealed, disagreement: (other: string) => NbdConfig.disagreement(other, request) }
+    return { sealed, disagreement: (other: string) => NbdReadBack.disagreement(other, request) }
   }
   const other = "# theirs\n[x]\nexportname = /srv/x\nlistenaddr = kept, for it means nothing here\n"
   const text = `# mine\n[generic]\n\tlistenaddr = 0.0.0.0\n# note\nuser = nbd\r\nallowlist = true\n${other}`

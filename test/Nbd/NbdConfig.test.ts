@@ -4,6 +4,7 @@ import { createHash } from "node:crypto"
 import { readdirSync, readFileSync } from "node:fs"
 import * as NbdConfig from "../../schema/NbdConfig.ts"
 import * as NbdName from "../../schema/NbdName.ts"
+import * as NbdReadBack from "../../schema/NbdReadBack.ts"
 
 const parsed = (text: string): NbdConfig.Document => {
   const result = NbdConfig.parse(text)
@@ -27,7 +28,15 @@ const rendering = (
   base: string | null,
   exports: ReadonlyArray<NbdConfig.Export>,
   drop: ReadonlyArray<string> = []
-): NbdConfig.Rendering => ({ base: base === null ? null : parsed(base), listen, sentinel, exports, moving: [], drop })
+): NbdConfig.Rendering => ({
+  base: base === null ? null : parsed(base),
+  listen,
+  sentinel,
+  exports,
+  moving: [],
+  drop,
+  by_id_dir: "/dev/disk/by-id"
+})
 
 const sealed = (request: NbdConfig.Rendering): string => {
   const result = NbdConfig.render(request)
@@ -136,7 +145,7 @@ describe("rendering", () => {
   it("writes a new file that starts with our [generic] and ends in the marker", () => {
     const request = rendering(null, [exportOf("migration-vol-b", true), exportOf("migration-vol-a")])
     const text = sealed(request)
-    assert.isNull(NbdConfig.disagreement(text, request))
+    assert.isNull(NbdReadBack.disagreement(text, request))
     const document = parsed(text)
     assert.deepStrictEqual(document.sections.map((s) => s.name).slice(0, -1), [
       "generic",
@@ -167,7 +176,7 @@ describe("rendering", () => {
     (_, text) => {
       const port = { ...rendering(text, [exportOf("mine")]), listen: defaults }
       const once = sealed(port)
-      assert.isNull(NbdConfig.disagreement(once, port))
+      assert.isNull(NbdReadBack.disagreement(once, port))
       for (const section of parsed(text).sections) assert.include(once, section.body)
       for (const comment of text.match(/^#.*$/gm) ?? []) assert.include(once, comment)
       assert.strictEqual(sealed({ ...port, base: parsed(once) }), once)
@@ -208,7 +217,7 @@ describe("rendering", () => {
             had.filter((n) => !wanted.includes(n))
           )
           const second = sealed(request)
-          assert.isNull(NbdConfig.disagreement(second, request))
+          assert.isNull(NbdReadBack.disagreement(second, request))
           assert.strictEqual(sealed({ ...request, base: parsed(second) }), second)
           for (const name of ["a", "b", "c"]) assert.strictEqual(second.includes(`[${name}]\n`), wanted.includes(name))
           for (const part of [...head, ...tail]) {
@@ -221,6 +230,88 @@ describe("rendering", () => {
       { numRuns: 500, seed: 2 }
     )
     assert.isAtLeast(tally.size, 5)
+  })
+
+  it("leaves what others wrote byte for byte through any number of loads, and alone once ours are gone (N1, S13)", () => {
+    const line = fc.constantFrom(
+      "; k = v",
+      "\tkey=  v \t",
+      "k[de] = w",
+      "# note",
+      "#",
+      "",
+      " ",
+      "caf\xe9 = \xff",
+      "x = a\\sb"
+    )
+    const header = fc.constantFrom("[theirs]", "[ b c ]\t", "[d]", "[caf\xe9]", "[Vol-a]")
+    const block = fc
+      .tuple(header, fc.array(line, { maxLength: 4 }))
+      .map(([head, lines]) => [head, "exportname = /srv/x", ...lines])
+    const file = fc.tuple(fc.array(block, { maxLength: 4 }), fc.constantFrom("\n", "\r\n"), fc.boolean(), fc.boolean())
+    const change = fc.dictionary(fc.constantFrom("a", "b", "c", "vol-a"), fc.tuple(fc.boolean(), fc.boolean()), {
+      maxKeys: 4
+    })
+    const names = ["a", "b", "c", "vol-a"]
+    let seen = 0
+    fc.assert(
+      fc.property(file, fc.array(change, { minLength: 1, maxLength: 5 }), ([blocks, end, ended, bom], changes) => {
+        const lines = ["# by hand", "[generic]", "listenaddr = 127.0.0.1", ...blocks.flat(), "# the end"]
+        const original = lines.join(end) + (ended ? end : "")
+        let text = (bom ? "\xef\xbb\xbf" : "") + original
+        const kept = original.replace(/\s*$/, "")
+        for (const wanted of [...changes, {}]) {
+          const exports = Object.entries(wanted).map(([name, [readOnly, moved]]) => {
+            const one = exportOf(name, readOnly)
+            return moved ? { ...one, path: one.path.replace("virtio-", "scsi-0QEMU_") } : one
+          })
+          const request = {
+            ...rendering(
+              text,
+              exports,
+              names.filter((name) => !(name in wanted))
+            ),
+            listen: defaults
+          }
+          text = sealed(request)
+          assert.isNull(NbdReadBack.disagreement(text, request))
+          // Ours come behind theirs, so that theirs are there as one piece, from the first byte on.
+          assert.isTrue(text.startsWith(kept), JSON.stringify([original, text]))
+          const rest = text.slice(kept.length).replace(/^\s*/, "")
+          const headers = rest.match(/^\[.*\]$/gm) ?? []
+          assert.deepStrictEqual(
+            headers.slice(1, -1),
+            Object.keys(wanted)
+              .sort()
+              .map((name) => `[${name}]`)
+          )
+          seen += headers.length
+        }
+      }),
+      { numRuns: 300, seed: 7 }
+    )
+    assert.isAbove(seen, 1_000)
+  })
+
+  it("arrives at the same file from one that was cut off at any byte, and takes none for whole that is not (N2, S13)", () => {
+    const exports = [exportOf("migration-vol-a", true), exportOf("migration-vol-b")]
+    const text = sealed(rendering(null, exports))
+    const seen = { broken: 0, sound: 0 }
+    for (let cut = 0; cut < text.length; cut++) {
+      const half = text.slice(0, cut)
+      const result = NbdConfig.parse(half)
+      const broken = result._tag === "Malformed" || NbdConfig.refusal(result.document) !== null
+      // Broken, it is rendered from the last verified copy, which is the whole one.
+      const base = broken ? text : half
+      assert.strictEqual(sealed(rendering(base, exports)), text, String(cut))
+      const marker = broken ? null : NbdConfig.generation(result.document)
+      const hash = createHash("sha256")
+        .update(marker?.body ?? "", "latin1")
+        .digest("hex")
+      assert.isTrue(marker === null || !hash.startsWith(marker.hash) || half.trim() === text.trim(), String(cut))
+      seen[broken ? "broken" : "sound"]++
+    }
+    assert.isAbove(Math.min(seen.broken, seen.sound), 100, JSON.stringify(seen))
   })
 
   it("replaces a [generic] of ours when the settings change, and leaves alone one whose signature was removed", () => {
@@ -248,11 +339,26 @@ describe("rendering", () => {
     assert.match(remarks.join(), /every address.*runs the server as nbd/)
   })
 
-  it("does not take a marker for valid once anything stands behind it", () => {
+  it("does not take a marker for valid once a section stands behind it; what no server reads may", () => {
     const text = sealed(rendering(null, []))
-    assert.isNotNull(NbdConfig.generation(parsed(text)))
-    for (const more of ["\n", "# x\n", "[y]\nexportname = /y\n"])
-      assert.isNull(NbdConfig.generation(parsed(text + more)))
+    assert.isNull(NbdConfig.generation(parsed(`${text}[y]\nexportname = /y\n`)))
+    for (const more of ["", "\n", "# x\n"]) {
+      const generation = NbdConfig.generation(parsed(text + more))
+      assert.strictEqual(generation?.body, NbdConfig.generation(parsed(text))?.body)
+    }
+  })
+
+  it("knows what a server reads from what it does not", () => {
+    const text = "[generic]\n port = 1\n[a]\nexportname = /a # b\n"
+    const commented = "# one\n\n[generic]\r\n port = 1\n  # two\n[a]\n\t\nexportname = /a # b"
+    assert.strictEqual(NbdConfig.meaning(commented), NbdConfig.meaning(text))
+    const two = ["[a]\nexportname = /a\n", "[b]\nexportname = /b\n"]
+    assert.strictEqual(NbdConfig.meaning(two.toReversed().join("")), NbdConfig.meaning(two.join("")))
+    // Of one group's lines the last one of a key counts.
+    const twice = ["[a]\nexportname = /a\n", "[a]\nexportname = /b\n"]
+    assert.notStrictEqual(NbdConfig.meaning(twice.toReversed().join("")), NbdConfig.meaning(twice.join("")))
+    for (const other of [`${text}readonly = true\n`, text.replace("# b", "#  b"), text.replace("[a]", "[b]")])
+      assert.notStrictEqual(NbdConfig.meaning(other), NbdConfig.meaning(text))
   })
 })
 
@@ -313,6 +419,28 @@ describe("hostile strings", () => {
     assert.notStrictEqual(refused({ ...rendering(null, []), sentinel: path }), "")
   })
 
+  it.each([
+    "/dev/vdb",
+    "/dev/disk/by-id",
+    "/dev/disk/by-id/",
+    "/dev/disk/by-id/sub/virtio-1",
+    "/dev/disk/by-id//virtio-1",
+    "/dev/disk/by-idx/virtio-1",
+    "/dev/disk/by-path/virtio-1",
+    "/proc/1/fd/3",
+    "/srv/image"
+  ])("lets an export of ours lead nowhere but through the by-id directory: %j (S21)", (path) => {
+    assert.include(refused(rendering(null, [{ ...exportOf("ok"), path }])), "is no link in /dev/disk/by-id")
+    // What a process has open is that only where it was opened by such a link.
+    const pinned = { ...exportOf("ok"), path: "/proc/7/fd/1000", pin: path }
+    assert.include(refused(rendering(null, [pinned])), "is no link in /dev/disk/by-id")
+    const claimed = {
+      ...rendering(`[generic]\n[ok]\nexportname = ${path}\n`, [{ ...exportOf("ok"), path }]),
+      moving: ["ok"]
+    }
+    assert.include(refused(claimed), "is no link in /dev/disk/by-id")
+  })
+
   it("names the state directory when its path is too long for nbd-server", () => {
     const problem = refused({ ...rendering(null, []), sentinel: `/home/${"x".repeat(100)}/sentinel.img` })
     assert.match(problem, /STATE_DIR.*has 119 characters.*at most 99/)
@@ -338,8 +466,8 @@ describe("hostile strings", () => {
     const one = fc.record({
       name: fc.oneof({ weight: 3, arbitrary: fc.constantFrom("a", "b", "v1.x_-") }, nasty),
       path: fc.oneof(
-        { weight: 3, arbitrary: fc.constantFrom("/dev/x", "/a b/#c;d=[e]") },
-        nasty.map((s) => `/${s}`)
+        { weight: 3, arbitrary: fc.constantFrom("/dev/disk/by-id/x", "/dev/disk/by-id/a b#c;d=[e]") },
+        nasty.map((s) => `/dev/disk/by-id/${s}`)
       ),
       read_only: fc.boolean(),
       authfile: fc.oneof(
@@ -353,7 +481,7 @@ describe("hostile strings", () => {
         if (NbdConfig.render(request)._tag === "Refused") return void tally.refused++
         tally.accepted++
         const text = sealed(request)
-        assert.isNull(NbdConfig.disagreement(text, request))
+        assert.isNull(NbdReadBack.disagreement(text, request))
         assert.strictEqual(parsed(text).sections.length, exports.length + 3)
         const keys = parsed(text).sections.flatMap((s) => s.pairs.map((p) => p.key))
         assert.isEmpty(keys.filter((key) => !allowed.includes(key)))
@@ -364,17 +492,17 @@ describe("hostile strings", () => {
     assert.isAbove(tally.refused, 200)
   })
 
-  it("refuses two names that differ only in case", () => {
+  it("refuses two names that differ only in case (N14)", () => {
     assert.include(refused(rendering(null, [exportOf("Vol"), exportOf("vol")])), "twice")
   })
 
   it("finds out when a text is not what was meant", () => {
     const request = rendering("[generic]\n[other]\nexportname = /x\n", [exportOf("mine")])
     const text = sealed(request)
-    assert.isNotNull(NbdConfig.disagreement(text.replace("readonly = false", "readonly = true"), request))
-    assert.isNotNull(NbdConfig.disagreement(text.replace("exportname = /x", "exportname = /y"), request))
-    assert.isNotNull(NbdConfig.disagreement(text.replace("[mine]\n", "[mine]\nprerun = id\n"), request))
-    assert.isNotNull(NbdConfig.disagreement(text.replace("\n[gen-", "\n[more]\nexportname = /z\n\n[gen-"), request))
-    assert.isNotNull(NbdConfig.disagreement(text.slice(0, -4), request))
+    assert.isNotNull(NbdReadBack.disagreement(text.replace("readonly = false", "readonly = true"), request))
+    assert.isNotNull(NbdReadBack.disagreement(text.replace("exportname = /x", "exportname = /y"), request))
+    assert.isNotNull(NbdReadBack.disagreement(text.replace("[mine]\n", "[mine]\nprerun = id\n"), request))
+    assert.isNotNull(NbdReadBack.disagreement(text.replace("\n[gen-", "\n[more]\nexportname = /z\n\n[gen-"), request))
+    assert.isNotNull(NbdReadBack.disagreement(text.slice(0, -4), request))
   })
 })

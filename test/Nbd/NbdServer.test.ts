@@ -1,10 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Fiber, Scope, Stream } from "effect"
-import { createHash } from "node:crypto"
+import { Effect } from "effect"
 import {
   copyFileSync,
   existsSync,
-  mkdirSync,
   readdirSync,
   readFileSync,
   renameSync,
@@ -13,9 +11,9 @@ import {
   truncateSync,
   writeFileSync
 } from "node:fs"
-import { connect, createServer } from "node:net"
+import { connect } from "node:net"
 import { join } from "node:path"
-import type { LoadRequest, Nbd, WantedExport } from "../../reconciler/Nbd.ts"
+import type { LoadRequest, WantedExport } from "../../reconciler/Nbd.ts"
 import { sectionOf } from "../../schema/Inventory.ts"
 import * as NbdName from "../../schema/NbdName.ts"
 import * as ConfigFile from "../../src/Nbd/ConfigFile.ts"
@@ -35,101 +33,16 @@ const sizeOf = (appliance: Appliance.Appliance, name: string) =>
     code === 0 ? Number(said) : said
   )
 
-const sha256 = (path: string) => createHash("sha256").update(readFileSync(path)).digest("hex")
-
-const holdersOf = (nbd: Nbd["Type"], device: string) =>
-  Effect.map(nbd.observe([]), (reading) => reading.holders.filter((holder) => holder.device === device))
-
 describe("a load on the real nbd-server", () => {
-  it.scopedLive("serves what is wanted, proven by size, flag and device, and to independent clients", () =>
-    Effect.gen(function* () {
-      const appliance = yield* Appliance.make
-      const nbd = yield* Appliance.adapter(appliance)
-      const [a, b] = [appliance.disk("aaaa"), { ...appliance.disk("bbbb", 3 * MiB), read_only: true }]
-      const before = yield* nbd.observe(["aaaa"])
-      assert.deepStrictEqual(
-        [before.server.state, before.loaded, Appliance.verified(before, "aaaa").outcome, before.config_problem],
-        ["absent", false, "refused", null]
-      )
-      yield* nbd.load(request([a, b]))
-      const reading = yield* nbd.observe(["aaaa", "bbbb", "cccc"])
-      assert.deepInclude(reading, { loaded: true, config_problem: null, engine: "nbd-server" })
-      assert.isEmpty(reading.holders.filter((h) => [a.device, b.device].includes(h.device)))
-      assert.match(reading.version ?? "", /^3\.\d+/)
-      assert.deepInclude(reading.server, { state: "running", problem: null })
-      assert.deepInclude(Appliance.verified(reading, "aaaa"), {
-        outcome: "served",
-        size: MiB,
-        read_only: false,
-        device: a.device
-      })
-      assert.deepInclude(Appliance.verified(reading, "bbbb"), {
-        outcome: "served",
-        size: 3 * MiB,
-        read_only: true,
-        device: b.device
-      })
-      assert.deepInclude(Appliance.verified(reading, "cccc"), { outcome: "unknown", size: null, device: null })
-      assert.deepStrictEqual(reading.sections, [
-        { ...sectionOf("aaaa", a.path, false), device: a.device },
-        { ...sectionOf("bbbb", b.path, true), device: b.device }
-      ])
-      assert.strictEqual(yield* sizeOf(appliance, "bbbb"), 3 * MiB)
-      const copy = join(appliance.dir, "copy")
-      yield* Appliance.run("nbdcopy", appliance.uri("aaaa"), copy)
-      assert.strictEqual(sha256(copy), sha256(join(appliance.dir, "dev/aaaa")))
-      // Listing is off: names are not for everybody.
-      assert.notInclude((yield* Appliance.run("nbdinfo", "--list", appliance.uri(""))).said, "aaaa")
-    })
-  )
-
-  it.scopedLive("changes neither file nor server when all is so already, whatever the order (S12, S18)", () =>
+  it.scopedLive("leaves a dropped export's authfile, and it admits nobody (N8)", () =>
     Effect.gen(function* () {
       const appliance = yield* Appliance.make
       const nbd = yield* Appliance.adapter(appliance)
       const [a, b] = [appliance.disk("aaaa"), appliance.disk("bbbb")]
       yield* nbd.load(request([a, b]))
-      const [main, text] = [yield* mainOf(appliance), Appliance.configText(appliance)]
-      yield* nbd.load(request([b, a], "gone"))
-      // A daemon that has just started knows nothing of the one before.
-      yield* (yield* Appliance.adapter(appliance)).load(request([a, b]))
-      assert.strictEqual(yield* mainOf(appliance), main)
-      assert.strictEqual(Appliance.configText(appliance), text)
+      yield* nbd.load(request([a], "bbbb"))
+      assert.strictEqual(readFileSync(join(appliance.dir, "acl/bbbb"), "latin1"), "")
     })
-  )
-
-  it.scopedLive(
-    "really removes an export while a running copy of another lives through two replacements (N8, N11)",
-    () =>
-      Effect.gen(function* () {
-        const appliance = yield* Appliance.make
-        const nbd = yield* Appliance.adapter(appliance)
-        const [a, b, c] = [appliance.disk("aaaa", 24 * MiB), appliance.disk("bbbb"), appliance.disk("cccc")]
-        writeFileSync(join(appliance.dir, "dev/aaaa"), Buffer.alloc(24 * MiB, "not all zeros "))
-        yield* nbd.load(request([a, b]))
-        const first = yield* mainOf(appliance)
-        const copy = yield* Appliance.transfer(appliance, "aaaa")
-        const [holder] = yield* holdersOf(nbd, a.device)
-        assert.match(holder?.peer ?? "", /^127\.\d+\.\d+\.\d+:\d+$/)
-        assert.match(holder?.since ?? "", /Z$/)
-        yield* nbd.load(request([a], "bbbb"))
-        yield* nbd.load(request([a, c]))
-        const reading = yield* nbd.observe(["aaaa", "bbbb", "cccc"])
-        assert.isNull(copy.child.exitCode)
-        assert.notStrictEqual(yield* mainOf(appliance), first)
-        assert.deepStrictEqual(
-          reading.verifications.map((v) => v.outcome),
-          ["served", "unknown", "served"]
-        )
-        assert.include(String(yield* sizeOf(appliance, "bbbb")), "no export named")
-        assert.deepStrictEqual(
-          (yield* holdersOf(nbd, a.device)).map((h) => h.pid),
-          [holder?.pid]
-        )
-        assert.deepStrictEqual(yield* copy.finish, { code: 0, sha256: sha256(join(appliance.dir, "dev/aaaa")) })
-        // The dropped export's authfile stays and admits nobody.
-        assert.strictEqual(readFileSync(join(appliance.dir, "acl/bbbb"), "latin1"), "")
-      })
   )
 
   it.scopedLive("ends a client that has connected but not chosen: it would serve the old file and hold the port", () =>
@@ -151,53 +64,6 @@ describe("a load on the real nbd-server", () => {
       yield* Appliance.eventually("the idle client is greeted", () => greeted)
       yield* nbd.load(request([a], "bbbb"))
       yield* Appliance.eventually("the idle client is gone", () => ended)
-      assert.strictEqual(yield* sizeOf(appliance, "aaaa"), MiB)
-    })
-  )
-
-  it.scopedLive("serves nothing but the sentinel when nothing is exported (N16)", () =>
-    Effect.gen(function* () {
-      const appliance = yield* Appliance.make
-      const nbd = yield* Appliance.adapter(appliance)
-      yield* nbd.load(request([]))
-      const reading = yield* nbd.observe(["aaaa"])
-      assert.deepStrictEqual([reading.loaded, reading.sections], [true, []])
-      assert.strictEqual(Appliance.verified(reading, "aaaa").outcome, "unknown")
-    })
-  )
-
-  it.scopedLive("starts a killed main again, with the same file (N5, L7)", () =>
-    Effect.gen(function* () {
-      const appliance = yield* Appliance.make
-      const nbd = yield* Appliance.adapter(appliance)
-      const a = appliance.disk("aaaa")
-      yield* nbd.load(request([a]))
-      const text = Appliance.configText(appliance)
-      const pid = yield* mainOf(appliance)
-      process.kill(pid ?? 0, "SIGKILL")
-      yield* Appliance.eventually("the main is gone", () => Processes.find(pid ?? 0) === null)
-      const reading = yield* nbd.observe(["aaaa"])
-      assert.deepStrictEqual([reading.server.state, reading.loaded, reading.sections.length], ["absent", false, 1])
-      yield* nbd.load(request([a]))
-      assert.strictEqual(yield* sizeOf(appliance, "aaaa"), MiB)
-      assert.strictEqual(Appliance.configText(appliance), text)
-    })
-  )
-
-  it.scopedLive("sees a main that hangs within its time-outs, and replaces it (N12)", () =>
-    Effect.gen(function* () {
-      const appliance = yield* Appliance.make
-      const nbd = yield* Appliance.adapter(appliance)
-      const a = appliance.disk("aaaa")
-      yield* nbd.load(request([a]))
-      const pid = (yield* mainOf(appliance)) ?? 0
-      process.kill(pid, "SIGSTOP")
-      const names = Array.from({ length: 50 }, (_, i) => `name${i}`)
-      const reading = yield* nbd.observe([...names, "aaaa"]).pipe(Effect.timeout("20 seconds"))
-      assert.strictEqual(reading.server.state, "hung")
-      assert.isTrue(reading.verifications.every((v) => v.outcome === "no_answer"))
-      yield* nbd.load(request([a]))
-      assert.notStrictEqual(yield* mainOf(appliance), pid)
       assert.strictEqual(yield* sizeOf(appliance, "aaaa"), MiB)
     })
   )
@@ -400,30 +266,6 @@ describe("a file that is not to be used", () => {
 })
 
 describe("guards right before a load", () => {
-  it.scopedLive("refuse when a by-id path no longer means what was planned (S3, D3)", () =>
-    Effect.gen(function* () {
-      const appliance = yield* Appliance.make
-      const nbd = yield* Appliance.adapter(appliance)
-      const [a, b] = [appliance.disk("aaaa"), appliance.disk("bbbb")]
-      const elsewhere = join(appliance.dir, "virtio-x")
-      symlinkSync(join(appliance.dir, "dev/aaaa"), elsewhere)
-      const wrong: ReadonlyArray<WantedExport> = [
-        { ...a, device: b.device },
-        { ...a, size: 2 * MiB },
-        { ...a, path: join(appliance.dir, "by-id/virtio-none") },
-        { ...a, path: elsewhere },
-        { ...a, path: `${appliance.options.by_id_dir}/../virtio-x` }
-      ]
-      for (const wanted of wrong) {
-        assert.strictEqual((yield* Effect.flip(nbd.load(request([wanted, b]))))._tag, "PreconditionLost")
-      }
-      const blocks = yield* Appliance.adapter(appliance, { device_kind: "block" })
-      assert.strictEqual((yield* Effect.flip(blocks.load(request([a]))))._tag, "PreconditionLost")
-      assert.isFalse(existsSync(appliance.place.config))
-      assert.isEmpty(Processes.servers(appliance.place.config))
-    })
-  )
-
   it.scopedLive("ask the gate before anything is written, again before the file, and again before the server", () =>
     Effect.gen(function* () {
       const appliance = yield* Appliance.make
@@ -447,27 +289,6 @@ describe("guards right before a load", () => {
 })
 
 describe("somebody else's processes", () => {
-  it.scopedLive("on the port are reported as foreign and never touched, the file neither (N5)", () =>
-    Effect.gen(function* () {
-      const appliance = yield* Appliance.make
-      const nbd = yield* Appliance.adapter(appliance)
-      const a = appliance.disk("aaaa")
-      yield* Effect.acquireRelease(
-        Effect.async<ReturnType<typeof createServer>>((resume) => {
-          const server = createServer((socket) => socket.end("hello\n"))
-          server.listen(appliance.place.port, appliance.place.host, () => resume(Effect.succeed(server)))
-        }),
-        (server) => Effect.sync(() => server.close())
-      )
-      const reading = yield* nbd.observe(["aaaa"])
-      assert.strictEqual(reading.server.state, "foreign")
-      assert.include(reading.server.problem ?? "", String(process.pid))
-      assert.strictEqual(Appliance.verified(reading, "aaaa").outcome, "no_answer")
-      assert.include((yield* Effect.flip(nbd.load(request([a])))).message, String(appliance.place.port))
-      assert.isFalse(existsSync(appliance.place.config))
-    })
-  )
-
   it.scopedLive("an nbd-server with another file is foreign and lives on", () =>
     Effect.gen(function* () {
       const appliance = yield* Appliance.make
@@ -517,27 +338,6 @@ describe("somebody else's processes", () => {
       assert.strictEqual(yield* sizeOf(appliance, "aaaa"), MiB)
     })
   )
-
-  it.scopedLive(
-    "that hold a disk open are shown, whoever they are; our own questions and the idle main are not (S11)",
-    () =>
-      Effect.gen(function* () {
-        const appliance = yield* Appliance.make
-        const nbd = yield* Appliance.adapter(appliance)
-        const [a, b] = [appliance.disk("aaaa"), appliance.disk("bbbb")]
-        yield* nbd.load(request([a]))
-        const tail = yield* Appliance.running("tail", ["-f", join(appliance.dir, "dev/bbbb")])
-        yield* Appliance.eventually("tail has it open", () => Processes.devices(tail.pid ?? 0).includes(b.device))
-        for (let round = 0; round < 20; round++) {
-          const reading = yield* nbd.observe(["aaaa"])
-          assert.strictEqual(Appliance.verified(reading, "aaaa").device, a.device)
-          const held = reading.holders.filter((h) => [a.device, b.device].includes(h.device))
-          assert.deepStrictEqual(held, [
-            { pid: tail.pid ?? 0, command: "tail", device: b.device, peer: null, since: null }
-          ])
-        }
-      })
-  )
 })
 
 describe("the start setting", () => {
@@ -565,47 +365,6 @@ describe("the start setting", () => {
     })
   )
 
-  it.scopedLive("unit:NAME ends the main alone and lets systemctl start the next one, by argument list", () =>
-    Effect.gen(function* () {
-      const appliance = yield* Appliance.make
-      const bin = join(appliance.dir, "bin")
-      mkdirSync(bin)
-      const log = join(appliance.dir, "calls")
-      writeFileSync(
-        join(bin, "systemctl"),
-        `#!/bin/sh\necho "$# $*" >> ${log}\nexec /usr/bin/env nbd-server -C ${appliance.place.config} -p ${appliance.dir}/unit.pid\n`,
-        { mode: 0o755 }
-      )
-      const nbd = yield* Appliance.adapter(appliance, {
-        nbd: { ...appliance.options.nbd, start: "unit:volumed-nbd@1.service" },
-        program_dirs: [bin, "/usr/bin", "/bin"]
-      })
-      const [a, b] = [appliance.disk("aaaa"), appliance.disk("bbbb", 24 * MiB)]
-      writeFileSync(join(appliance.dir, "dev/bbbb"), Buffer.alloc(24 * MiB, "unit "))
-      yield* nbd.load(request([a, b]))
-      const copy = yield* Appliance.transfer(appliance, "bbbb")
-      yield* nbd.load(request([b], "aaaa"))
-      assert.isNull(copy.child.exitCode)
-      assert.strictEqual(readFileSync(log, "latin1"), "2 restart volumed-nbd@1.service\n".repeat(2))
-      assert.strictEqual(Appliance.verified(yield* nbd.observe(["aaaa"]), "aaaa").outcome, "unknown")
-      assert.deepStrictEqual(yield* copy.finish, { code: 0, sha256: sha256(join(appliance.dir, "dev/bbbb")) })
-    })
-  )
-
-  it.scopedLive("is of no use where nbd-server is not installed, and that is a state of its own (N5)", () =>
-    Effect.gen(function* () {
-      const appliance = yield* Appliance.make
-      const nbd = yield* Appliance.adapter(appliance, { program_dirs: [join(appliance.dir, "none")] })
-      const reading = yield* nbd.observe(["aaaa"])
-      assert.deepStrictEqual([reading.server.state, reading.version], ["not_installed", null])
-      assert.include(
-        (yield* Effect.flip(nbd.load(request([appliance.disk("aaaa")])))).message,
-        "apt-get install nbd-server"
-      )
-      assert.isFalse(existsSync(appliance.place.config))
-    })
-  )
-
   it.scopedLive("and every other setting that could only fail later stops the start, all of them named at once", () =>
     Effect.gen(function* () {
       const appliance = yield* Appliance.make
@@ -622,50 +381,9 @@ describe("the start setting", () => {
       )
     })
   )
-
-  it.scopedLive("with stop_on_exit ends the server and its transfers with the scope", () =>
-    Effect.gen(function* () {
-      const appliance = yield* Appliance.make
-      const a = appliance.disk("aaaa", 64 * MiB)
-      const outer = yield* Effect.scope
-      const copy = yield* Effect.scoped(
-        Effect.gen(function* () {
-          const nbd = yield* Appliance.adapter(appliance, { stop_on_exit: true })
-          yield* nbd.load(request([a]))
-          return yield* Scope.extend(Appliance.transfer(appliance, "aaaa"), outer)
-        })
-      )
-      assert.notStrictEqual((yield* copy.finish).code, 0)
-      assert.isEmpty(Processes.servers(appliance.place.config))
-    })
-  )
 })
 
 describe("a fence", () => {
-  it.scopedLive("denies new clients at once and spares the running one, until it is released", () =>
-    Effect.gen(function* () {
-      const appliance = yield* Appliance.make
-      const nbd = yield* Appliance.adapter(appliance)
-      const [a, b] = [appliance.disk("aaaa", 24 * MiB), appliance.disk("bbbb")]
-      writeFileSync(join(appliance.dir, "dev/aaaa"), Buffer.alloc(24 * MiB, "fenced "))
-      yield* nbd.load(request([a]))
-      const main = yield* mainOf(appliance)
-      const copy = yield* Appliance.transfer(appliance, "aaaa")
-      yield* nbd.fence("aaaa")
-      assert.include(String(yield* sizeOf(appliance, "aaaa")), "policy")
-      assert.strictEqual(Appliance.verified(yield* nbd.observe(["aaaa"]), "aaaa").outcome, "denied")
-      assert.isNull(copy.child.exitCode)
-      yield* nbd.load(request([a]))
-      assert.strictEqual(yield* mainOf(appliance), main)
-      // A load for something else does not lift it.
-      yield* nbd.load(request([a, b]))
-      assert.strictEqual(Appliance.verified(yield* nbd.observe(["aaaa"]), "aaaa").outcome, "denied")
-      yield* nbd.release("aaaa")
-      assert.strictEqual(yield* sizeOf(appliance, "aaaa"), 24 * MiB)
-      assert.deepStrictEqual(yield* copy.finish, { code: 0, sha256: sha256(join(appliance.dir, "dev/aaaa")) })
-    })
-  )
-
   it.scopedLive("is no way to write a file elsewhere (X1)", () =>
     Effect.gen(function* () {
       const appliance = yield* Appliance.make
@@ -681,39 +399,6 @@ describe("a fence", () => {
       assert.strictEqual(files.length, names.length)
       assert.isTrue(files.every((file) => file === "B" || /^_[0-9a-f]{32}$/.test(file)))
       assert.isEmpty(readdirSync(join(appliance.dir, "etc")))
-    })
-  )
-
-  it.scopedLive("admits an export again that was dropped and is wanted once more", () =>
-    Effect.gen(function* () {
-      const appliance = yield* Appliance.make
-      const nbd = yield* Appliance.adapter(appliance)
-      const a = appliance.disk("aaaa")
-      yield* nbd.load(request([a]))
-      yield* nbd.load(request([], "aaaa"))
-      yield* nbd.load(request([a]))
-      assert.strictEqual(yield* sizeOf(appliance, "aaaa"), MiB)
-    })
-  )
-})
-
-describe("pokes", () => {
-  it.scopedLive("come when the file changes and when the server comes or goes", () =>
-    Effect.gen(function* () {
-      const appliance = yield* Appliance.make
-      const nbd = yield* Appliance.adapter(appliance)
-      yield* nbd.load(request([]))
-      let count = 0
-      const counting = yield* Effect.fork(Stream.runForEach(nbd.pokes, () => Effect.sync(() => count++)))
-      yield* Effect.sleep("2500 millis")
-      const before = count
-      writeFileSync(join(appliance.dir, "etc/config"), `${Appliance.configText(appliance)}# touched\n`)
-      yield* Appliance.eventually("the change pokes", () => count > before)
-      yield* Effect.sleep("200 millis")
-      const settled = count
-      process.kill((yield* mainOf(appliance)) ?? 0, "SIGKILL")
-      yield* Appliance.eventually("the death pokes", () => count > settled)
-      yield* Fiber.interrupt(counting)
     })
   )
 })

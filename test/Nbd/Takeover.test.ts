@@ -443,6 +443,7 @@ describe("a server that becomes somebody else", () => {
     Effect.gen(function* () {
       const appliance = yield* Appliance.make
       const { config, host, port } = appliance.place
+      chmodSync(appliance.dir, 0o755)
       writeFileSync(config, `[generic]\nlistenaddr = ${host}\nport = ${port}\nuser = nbd\ngroup = disk\n`)
       const nbd = yield* Appliance.adapter(appliance, { nbd: { ...appliance.options.nbd, start: "off" } })
       assert.include((yield* Effect.flip(nbd.load(request([appliance.disk("aaaa")])))).message, "NBD_START")

@@ -59,6 +59,20 @@ describe("the monitor", () => {
     assert.deepStrictEqual(kinds(w), ["detach_while_served"])
   })
 
+  it("records a detach of what somebody has open, and not elsewhere (S11)", () => {
+    const { world: w, id } = withVolume()
+    w.watchExports(
+      () => false,
+      (volume) => volume === id
+    )
+    w.act({ act: "attach", volume_id: id, vm_id: testVm }, START)
+    detach(w, id, START)
+    assert.deepStrictEqual(kinds(w), [])
+    w.act({ act: "attach", volume_id: id, vm_id: appliance }, START + 10_000)
+    detach(w, id, START + 10_000)
+    assert.deepStrictEqual(kinds(w), ["detach_while_open"])
+  })
+
   it("records an attach elsewhere while the appliance's guest plainly has the disk (S1)", () => {
     const faults = [{ kind: "job_failed", command: "attachVolume", effect: "hypervisor", times: 1 }] as const
     const { world: w, id } = withVolume({ faults })

@@ -198,4 +198,78 @@ describe("the simulated NBD server", () => {
       })
     )
   })
+
+  it.effect("fences since when it was told to, and ends the clients of one device alone, leaving other holders", () => {
+    const { control, wanted } = setUp()
+    return using(
+      control,
+      Effect.gen(function* () {
+        const nbd = yield* Nbd
+        yield* nbd.load({ set: [wanted], drop: [] })
+        SimulatedNbd.connect(control, wanted.name, "10.0.0.9", 0)
+        const mount = { pid: 50, command: "dd", device: wanted.device, peer: null, since: null }
+        const elsewhere = { ...mount, pid: 51, device: "file:0:7", peer: "10.0.0.8" }
+        control.holders.push(mount, elsewhere)
+        yield* nbd.fence(wanted.name)
+        const fenced_at = (yield* nbd.sections).map((one) => one.fenced_at)
+        assert.deepStrictEqual(fenced_at, [null, 0])
+        assert.isNull(SimulatedNbd.connect(control, wanted.name, "10.0.0.9", 0))
+        assert.strictEqual(yield* nbd.endClients(wanted.device), 1)
+        assert.deepStrictEqual(control.holders, [mount, elsewhere])
+        yield* nbd.release(wanted.name)
+        assert.isNotNull(SimulatedNbd.connect(control, wanted.name, "10.0.0.9", 0))
+      })
+    )
+  })
+
+  it.effect("opens what a lying link leads to, and says so of the section (D3)", () => {
+    const { control, wanted } = setUp()
+    return using(
+      control,
+      Effect.gen(function* () {
+        const nbd = yield* Nbd
+        yield* nbd.load({ set: [wanted], drop: [] })
+        SimulatedNbd.mislead(control, wanted.path, { identity: "file:0:7", size: 9 })
+        const lied = yield* nbd.observe([wanted.name])
+        assert.deepInclude(lied.verifications[0], { outcome: "served", device: "file:0:7", size: 9 })
+        assert.strictEqual(lied.sections[1]?.device, "file:0:7")
+        assert.strictEqual((yield* Effect.flip(nbd.load({ set: [wanted], drop: [] })))._tag, "PreconditionLost")
+        SimulatedNbd.mislead(control, wanted.path, null)
+        assert.strictEqual(yield* outcome(wanted.name), "denied")
+        SimulatedNbd.setRight(control, wanted.path)
+        assert.strictEqual(yield* outcome(wanted.name), "served")
+      })
+    )
+  })
+
+  it.effect("with a damaged heap hangs up after the greeting until it is replaced (N7)", () => {
+    const { control, wanted } = setUp()
+    return using(
+      control,
+      Effect.gen(function* () {
+        const nbd = yield* Nbd
+        yield* nbd.load({ set: [wanted], drop: [] })
+        SimulatedNbd.damage(control, wanted.name)
+        assert.strictEqual(yield* outcome(wanted.name), "dropped")
+        yield* nbd.load({ set: [wanted], drop: [] })
+        assert.deepStrictEqual([yield* outcome(wanted.name), control.loads], ["served", 2])
+      })
+    )
+  })
+
+  it.effect("that is not installed serves nothing, and lets sections be taken out of its file (N5)", () => {
+    const { control, wanted } = setUp()
+    return using(
+      control,
+      Effect.gen(function* () {
+        const nbd = yield* Nbd
+        yield* nbd.load({ set: [wanted], drop: [] })
+        SimulatedNbd.uninstall(control)
+        assert.strictEqual(yield* outcome(wanted.name), "refused")
+        assert.strictEqual((yield* Effect.flip(nbd.load({ set: [wanted], drop: [] })))._tag, "NbdUnavailable")
+        yield* nbd.load({ set: [], drop: [wanted.name] })
+        assert.deepStrictEqual([control.file, control.loads], [[foreign], 1])
+      })
+    )
+  })
 })

@@ -5,6 +5,8 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { createInterface } from "node:readline"
 import type { Readable } from "node:stream"
+import { setTimeout as sleep } from "node:timers/promises"
+import * as Processes from "../../src/Nbd/Processes.ts"
 import type { Truth, World } from "../../src/Simulation/World.ts"
 import * as Build from "../support/Build.ts"
 
@@ -50,6 +52,7 @@ export const withSite = async <A>(
     })
   } finally {
     for (const child of children.reverse()) await ended(child)
+    await endedNbd(join(directory, "nbd", "config-base"))
     await rm(directory, { recursive: true, force: true })
   }
 }
@@ -81,6 +84,14 @@ const ended = async (child: ChildProcess): Promise<void> => {
   if (child.exitCode !== null || child.signalCode !== null) return
   child.kill("SIGTERM")
   await once(child, "exit")
+}
+
+/** A daemon leaves its nbd-server running, and with it the transfers; here both are over. */
+const endedNbd = async (config: string): Promise<void> => {
+  for (let round = 0; round < 200 && Processes.servers(config).length > 0; round++) {
+    for (const one of Processes.servers(config)) Processes.kill(one, config)
+    await sleep(10)
+  }
 }
 
 const sandboxEnvironment = async (directory: string): Promise<Readonly<Record<string, string>>> => {

@@ -4,6 +4,7 @@ import * as Database from "./Database.ts"
 import * as Failover from "./Failover.ts"
 import * as Http from "./Http.ts"
 import * as Measure from "./Measure.ts"
+import * as Nbd from "./Nbd.ts"
 import * as Planning from "./Planning.ts"
 import * as Reacting from "./Reacting.ts"
 import * as Settled from "./Settled.ts"
@@ -17,7 +18,8 @@ const all = {
   http: Http.measure,
   watching: Watching.measure,
   database: Database.measure,
-  failover: Failover.measure
+  failover: Failover.measure,
+  nbd: Nbd.measure
 }
 
 /** `npm run bench` measures everything, `npm run bench -- planning` some of it. */

@@ -122,6 +122,22 @@ describe("A call to attach to the appliance", () => {
     })
   })
 
+  it("says the port of a read-only export, where those have another one", () => {
+    const spec = { read_only: true }
+    const nbd = Worlds.nbd({
+      engine: "nbdkit",
+      read_only_port: 10_810,
+      sections: [Worlds.section(volume, spec)],
+      verifications: [Worlds.verification(volume, "b", spec)]
+    })
+    const verdict = judge(
+      call("attach"),
+      { ...inPlace, spec: { ...inPlace.spec, ...spec } },
+      { ...Worlds.inPlace([volume]), nbd }
+    )
+    assert.propertyVal(response(verdict)["export"], "port", 10_810)
+  })
+
   it("needs no export where none is wanted", () => {
     const unexported = declared({
       spec: { export_wanted: false },

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import type { Action, Plan as PlanValue, PlanItem } from "../../schema/Action.ts"
+import type { Action, Guard, Plan as PlanValue, PlanItem } from "../../schema/Action.ts"
 import type { Declaration } from "../../schema/Declaration.ts"
 import { exportNameOf } from "../../schema/Ids.ts"
 import type { Inventory } from "../../schema/Inventory.ts"
@@ -426,5 +426,106 @@ describe("Check", () => {
     assert.deepStrictEqual(found(off, declared(), foreign), [`S23 Detach: ${message}`])
     assert.deepStrictEqual(found(tag, declared({ spec: { on_conflict: "move" } }), foreign), [`S23 Tag: ${message}`])
     assert.deepStrictEqual(found(off, declared({ spec: { on_conflict: "move" } }), foreign), [])
+  })
+})
+
+describe("The check of what is done to an export's clients", () => {
+  const name = exportNameOf(id)
+  const guarding = { export_name: name, reason: "planted" }
+  const fence: Guard = { _tag: "Fence", ...guarding }
+  const release: Guard = { _tag: "Release", ...guarding }
+  const ending: Guard = { _tag: "EndClients", ...guarding, device: "252:98" }
+  const exported = (changes: Worlds.DeclarationChanges = {}) =>
+    declared({ binding: Worlds.settledBinding(id), ...changes })
+  const going = (changes: Worlds.DeclarationChanges = {}) => exported({ spec: { attached_to: other }, ...changes })
+  const shut = (section: Parameters<typeof Worlds.section>[1] = {}, rest: Partial<Inventory> = {}) =>
+    here({
+      nbd: Worlds.nbd({ sections: [Worlds.section(id, { device: "252:98", fenced_at: Worlds.now - 1, ...section })] }),
+      ...rest
+    })
+  const consents = new Map([[uid, Worlds.now]])
+
+  const guarded = (
+    guard: Guard,
+    declarations: Declaration | ReadonlyArray<Declaration>,
+    observed: Inventory,
+    changes: Partial<Plan.Input> = {}
+  ) => {
+    const { items, ...plan } = planOf(tag)
+    const only = items.map((one) => ({ ...one, next: null, chain: [], guard }))
+    const input = Worlds.input([declarations].flat() as ReadonlyArray<Declaration>, observed, changes)
+    return Check.check(input, { ...plan, items: only }).map(({ invariant, message }) => `${invariant} ${message}`)
+  }
+
+  it("is content with what is right", () => {
+    assert.deepStrictEqual(guarded(fence, exported(), shut()), [])
+    assert.deepStrictEqual(guarded(release, exported(), shut()), [])
+    assert.deepStrictEqual(guarded(ending, going(), shut(), { consents }), [])
+    assert.deepStrictEqual(guarded(ending, exported({ deletion: Worlds.deletion("retain") }), shut(), { consents }), [])
+  })
+
+  it("finds clients ended without consent, before it counts, or while new ones are let in (N10, S11)", () => {
+    assert.deepStrictEqual(guarded(ending, going(), shut()), ["S11 EndClients: nobody agreed to that"])
+    const later = new Map([[uid, Worlds.now + 1]])
+    assert.deepStrictEqual(guarded(ending, going(), shut(), { consents: later }), [
+      "S11 EndClients: nobody agreed to that"
+    ])
+    assert.deepStrictEqual(guarded(ending, going(), shut({ fenced_at: null }), { consents }), [
+      "S11 EndClients: new clients are let in still"
+    ])
+  })
+
+  it("finds clients ended of another disk, of one of two, or of a volume that stays (S11)", () => {
+    assert.deepStrictEqual(guarded({ ...ending, device: "252:99" }, going(), shut(), { consents }), [
+      "S11 EndClients: 252:99 is not this volume's disk"
+    ])
+    const two = shut({}, { guest: Worlds.guest([Worlds.device(id, "b"), Worlds.device(id, "c")]) })
+    assert.deepStrictEqual(guarded(ending, going(), two, { consents }), [
+      "S11 EndClients: 252:98 is not this volume's disk"
+    ])
+    assert.deepStrictEqual(guarded(ending, exported(), shut(), { consents }), ["S11 EndClients: nothing is to leave"])
+  })
+
+  it("finds an export opened that leads elsewhere, led elsewhere lately, or is to go (S3)", () => {
+    const wrong = [
+      [shut({ device: "252:99" }), "its path leads to 252:99"],
+      [shut({ device: null }), "its path leads to no disk"],
+      [shut({}, { guest: Worlds.guest() }), "0 disks bear the volume's serial"],
+      [
+        shut({}, { guest: Worlds.guest([Worlds.device(id, "b", { forbidden: "swap" })]) }),
+        "the disk must not be exported: swap"
+      ],
+      [here(), "the file has no section for it"]
+    ] as const
+    for (const [observed, message] of wrong) {
+      assert.deepStrictEqual(guarded(release, exported(), observed), [`S3 Release: ${message}`])
+    }
+    assert.deepStrictEqual(guarded(release, exported(), shut(), { astray: new Set([name]) }), [
+      "S3 Release: it led to another disk lately"
+    ])
+    assert.deepStrictEqual(guarded(release, going(), shut()), ["S3 Release: it is to go"])
+  })
+
+  it("finds a guard of an export that is another's, nobody's, or forgotten (S4)", () => {
+    assert.deepStrictEqual(guarded({ ...fence, export_name: "theirs" }, exported(), shut()), [
+      "S4 Fence: theirs is not this declaration's export"
+    ])
+    const rival = Worlds.declaration("rival", {
+      uid: Worlds.uidOf(2),
+      binding: Worlds.settledBinding(Worlds.volumeId(2), { export: { name, path: "/dev/x", settled_at: 1 } })
+    })
+    assert.deepStrictEqual(guarded(fence, [exported(), rival], shut()), [`S4 Fence: ${name} is rival's as well`])
+    assert.deepStrictEqual(guarded(fence, rival, shut()), ["S4 nobody declared this export"])
+    const forgotten = exported({ deletion: Worlds.deletion("forget") })
+    assert.deepStrictEqual(guarded(fence, forgotten, shut()), ["S4 Fence: its declaration is forgotten"])
+  })
+
+  it("finds one under a hold, and anything but a fence under a pause (S8)", () => {
+    assert.deepStrictEqual(guarded(fence, exported(), shut(), { hold: "wait" }), [
+      "S8 Fence: nothing may be changed: wait"
+    ])
+    const paused = exported({ spec: { paused: { reason: "why", by: "who" } } })
+    assert.deepStrictEqual(guarded(fence, paused, shut()), [])
+    assert.deepStrictEqual(guarded(release, paused, shut()), ["S8 Release: the declaration is paused"])
   })
 })

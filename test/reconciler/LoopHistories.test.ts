@@ -1,9 +1,6 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import { assert, describe, it } from "@effect/vitest"
-import { Clock, Effect, Fiber, Layer, Random, Stream, TestClock } from "effect"
-import { Devices } from "../../reconciler/Devices.ts"
-import * as Loop from "../../reconciler/Loop.ts"
-import { Nbd } from "../../reconciler/Nbd.ts"
+import { Clock, Effect, Fiber, Stream, TestClock } from "effect"
 import { Reconciler } from "../../reconciler/Reconciler.ts"
 import { Store } from "../../reconciler/Store.ts"
 import * as Wake from "../../reconciler/Wake.ts"
@@ -12,56 +9,10 @@ import type { Uid } from "../../schema/Ids.ts"
 import { limits } from "../../schema/Settings.ts"
 import * as SimulatedNbd from "../../src/Simulation/Nbd.ts"
 import * as Cloud from "../support/Cloud.ts"
+import { alike, altering, converged, run, truth } from "../support/Loops.ts"
 
-type Ports = Layer.Layer.Success<ReturnType<typeof Cloud.ports>>
-
-const alike = Layer.effect(Nbd, Nbd)
-
-/** The whole loop with some of its ports replaced by what `altered` makes of them. */
-const run = <A, E>(
-  lab: Cloud.Lab,
-  body: Effect.Effect<A, E, Reconciler | Ports>,
-  altered: Layer.Layer<Devices | Nbd | Store, never, Ports> | Layer.Layer<Nbd, never, Nbd> = alike,
-  settings: Partial<Loop.Options> = {}
-) => {
-  const loop = Loop.layer({
-    appliance_vm_id: Cloud.appliance,
-    limits,
-    digest: (text) => text,
-    resync_idle_ms: 60_000,
-    resync_busy_ms: 15_000,
-    poll_ms: 1_000,
-    calls: 7,
-    ...settings
-  })
-  const ports = Layer.provideMerge(altered as Layer.Layer<never, never, Ports>, Cloud.ports(lab))
-  const layer = Layer.fresh(Layer.provideMerge(loop, ports))
-  const effect = Effect.andThen(TestClock.setTime(Cloud.START), Effect.provide(body, layer))
-  return Effect.suspend(() => Effect.withRandom(effect, Random.make("histories")))
-}
-
-const altering = (change: {
-  readonly devices?: (devices: Devices["Type"]) => Devices["Type"]
-  readonly nbd?: (nbd: Nbd["Type"]) => Nbd["Type"]
-  readonly store?: (store: Store["Type"]) => Store["Type"]
-}) =>
-  Layer.mergeAll(
-    Layer.effect(Devices, Effect.map(Devices, change.devices ?? ((same) => same))),
-    Layer.effect(Nbd, Effect.map(Nbd, change.nbd ?? ((same) => same))),
-    Layer.effect(Store, Effect.map(Store, change.store ?? ((same) => same)))
-  )
-
-const truth = (lab: Cloud.Lab) => Effect.map(Clock.currentTimeMillis, (now) => lab.world.truth(now))
 const dataDisks = (lab: Cloud.Lab) =>
   Effect.map(truth(lab), ({ volumes }) => volumes.filter((v) => v.type === "DATADISK"))
-
-const converged = (within: number, step = 500) =>
-  Effect.gen(function* () {
-    const took = yield* Cloud.until(Cloud.allSettled, within, step)
-    if (took >= 0) return
-    const { plan } = yield* (yield* Reconciler).view
-    assert.fail(plan?.items.map((i) => `${i.name}: ${i.next?._tag} ${i.blocked?.message}`).join("\n") ?? "no plan")
-  })
 
 const shelf = { attached_to: "none", export_wanted: false } as const
 const names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"] as const

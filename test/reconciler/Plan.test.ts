@@ -146,9 +146,9 @@ describe("An export", () => {
     assert.deepStrictEqual(itemFor(attached, grown).chain, [])
   })
 
-  it("of the wrong disk goes at once when the right one is not here (S3)", () => {
-    const crossed = { ...world({ device: "252:1" }), guest: Worlds.guest() }
-    assert.strictEqual(outcome(itemFor(attached, crossed)), "Unexport")
+  it("of the wrong disk is shut at once when the right one is not here, and not loaded again (S3, S12)", () => {
+    const item = itemFor(attached, { ...world({ device: "252:1" }), guest: Worlds.guest() })
+    assert.deepStrictEqual([outcome(item), item.guard?._tag, item.chain], ["WrongDevice", "Fence", []])
   })
 
   it("follows its volume to another bus by the serial, and keeps a link that still leads there", () => {

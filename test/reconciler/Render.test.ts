@@ -69,7 +69,9 @@ describe("A rendered plan", () => {
         const text = Render.text(context, plan)
         for (const item of plan.items) {
           const shown = text.includes(`\n\n${item.name}`)
-          assert.strictEqual(shown, item.chain.length > 0 || item.blocked !== null || item.removal_done)
+          const told = item.chain.length > 0 || item.blocked !== null || item.guard !== null || item.removal_done
+          assert.strictEqual(shown, told)
+          if (item.guard !== null) assert.include(text, item.guard.reason)
           if (item.blocked !== null) assert.include(text, item.blocked.message)
         }
         if (plan.digest !== null) assert.include(text, `volumed approve ${plan.digest}`)

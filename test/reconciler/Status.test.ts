@@ -4,7 +4,7 @@ import { Status as StatusSchema } from "../../schema/Condition.ts"
 import type { Condition } from "../../schema/Condition.ts"
 import type { Declaration } from "../../schema/Declaration.ts"
 import { exportNameOf } from "../../schema/Ids.ts"
-import type { Inventory } from "../../schema/Inventory.ts"
+import type { Inventory, NbdSection } from "../../schema/Inventory.ts"
 import * as Plan from "../../reconciler/Plan.ts"
 import * as Status from "../../reconciler/Status.ts"
 import { inputs } from "../support/arbitraries.ts"
@@ -50,6 +50,20 @@ describe("The status of a volume", () => {
       connections: 0,
       simulated: false
     })
+  })
+
+  it("names the port of its own kind, where read-only exports have another one", () => {
+    const nbd = (read_only: boolean) =>
+      Worlds.nbd({
+        engine: "nbdkit",
+        read_only_port: 10_810,
+        sections: [Worlds.section(id, { read_only })],
+        verifications: [Worlds.verification(id, "b", { read_only })]
+      })
+    const port = (read_only: boolean) =>
+      statusOf({ ...settled, spec: { ...settled.spec, read_only } }, { ...Worlds.inPlace([id]), nbd: nbd(read_only) })
+        .export?.port
+    assert.deepStrictEqual([port(false), port(true)], [10_809, 10_810])
   })
 
   it("names the next blocker in exactly one condition, with what a person can do", () => {
@@ -167,5 +181,98 @@ describe("The status of a volume", () => {
       said(statusOf(paused("2026-03-01T11:00:00Z"), Worlds.inPlace([id])))["Paused"],
       "False PauseOver"
     )
+  })
+})
+
+describe("The condition of an export", () => {
+  const world = (changes: Parameters<typeof Worlds.nbd>[0], rest: Partial<Inventory> = {}): Inventory => ({
+    ...Worlds.inPlace([id]),
+    ...rest,
+    nbd: Worlds.nbd({
+      sections: [Worlds.section(id, { device: "252:98" })],
+      verifications: [Worlds.verification(id, "b")],
+      ...changes
+    })
+  })
+  const answered = (changes: Parameters<typeof Worlds.verification>[2], section: Partial<NbdSection> = {}) =>
+    world({
+      sections: [Worlds.section(id, { device: "252:98", ...section })],
+      verifications: [Worlds.verification(id, "b", { size: null, read_only: null, device: null, ...changes })]
+    })
+  const server = (state: "absent" | "hung" | "foreign" | "not_installed") =>
+    world({
+      server: { state, pid: null, problem: null },
+      verifications: [Worlds.verification(id, "b", { outcome: "refused", size: null, read_only: null, device: null })]
+    })
+  const size = Worlds.device(id, "b").size
+
+  const seen: ReadonlyArray<readonly [string, Inventory, string, string]> = [
+    ["an unknown name", answered({ outcome: "unknown", message: "Export unknown" }), "NotLoaded", "Export unknown"],
+    ["a load that was not finished", answered({}, { unfinished: "it stands in a.conf too" }), "NotLoaded", "a.conf"],
+    ["a denial with path and authfile in order", answered({ outcome: "denied" }), "DeniedByServer", "denied"],
+    ["a denial by a fence", answered({ outcome: "denied" }, { fenced_at: Worlds.now - 1_000 }), "Fenced", "11:59:59"],
+    ["a hang-up after the greeting (N7)", answered({ outcome: "dropped" }), "ServerDamaged", "hung up"],
+    ["no answer (N12)", answered({ outcome: "no_answer" }), "ServerHung", "no_answer"],
+    ["a server that hangs (N12)", server("hung"), "ServerHung", "hung"],
+    ["a dead server (N5)", server("absent"), "ServerDown", "absent"],
+    ["another program on the port (N5)", server("foreign"), "NbdServerForeign", "port 10809"],
+    ["no server program (N5)", server("not_installed"), "NbdNotInstalled", "installed"],
+    ["a link to another disk (D3)", answered({ outcome: "served" }, { device: "252:1" }), "WrongDevice", "leads to"],
+    ["a process that holds another disk (N8)", answered({ ...right(), device: "252:1" }), "WrongDevice", "252:1"],
+    ["another size (D10)", answered({ ...right(), size: size + 512 }), "WrongSize", String(size + 512)],
+    ["another mode", answered({ ...right(), read_only: true }), "WrongMode", "read-only"],
+    ["a process whose files cannot be read", answered({ ...right(), device: null }), "NbdUnread", "CAP_SYS_PTRACE"]
+  ]
+
+  function right() {
+    return { outcome: "served", size, read_only: false, device: "252:98" } as const
+  }
+
+  for (const [what, inventory, reason, words] of seen) {
+    it(`after ${what} is ${reason}, and says what was seen`, () => {
+      const found = statusOf(settled, inventory).conditions.find(({ type }) => type === "Exported")
+      assert.strictEqual(found?.reason, reason)
+      assert.notStrictEqual(found?.status, "True")
+      assert.include(`${found?.message} ${found?.suggestion}`, words)
+    })
+  }
+
+  it("is LinkBroken where the server denies it for a link that leads nowhere", () => {
+    const guest = Worlds.guest([Worlds.device(id, "b", { by_id_paths: ["/dev/disk/by-id/scsi-x"] })])
+    const denied = { ...answered({ outcome: "denied" }, { device: null }), guest }
+    assert.strictEqual(said(statusOf(settled, denied))["Exported"], "False LinkBroken")
+  })
+
+  it("says of a repair that did not help that it backs off, what was tried and what is seen now (N11)", () => {
+    const inventory = answered({ outcome: "dropped" })
+    const retry_at = Worlds.now + 8_000
+    const backoff = new Map([[settled.uid, { retry_at, message: "export: a client gets: denied" }]])
+    const [item = null] = Plan.make(Worlds.input([settled], inventory, { backoff })).items
+    const status = Status.make({
+      declaration: settled,
+      inventory,
+      item,
+      last_operation_id: null,
+      previous: [],
+      retry_at,
+      now: Worlds.now
+    })
+    const found = status.conditions.find(({ type }) => type === "Exported")
+    assert.strictEqual(found?.reason, "BackingOff")
+    for (const words of ["a client gets: denied", "hung up", "in 8 s"]) assert.include(found?.message, words)
+  })
+
+  it("names who a leaving volume waits for", () => {
+    const client = { pid: 7, command: "nbd-server", device: "252:98", peer: "10.0.0.9", since: null }
+    const unwanted = Worlds.declaration("disk", {
+      generation: 2,
+      spec: { export_wanted: false },
+      binding: Worlds.settledBinding(id)
+    })
+    const found = statusOf(unwanted, world({ holders: [client] }))
+    const condition = found.conditions.find(({ type }) => type === "Exported")
+    assert.deepInclude(condition, { status: "False", reason: "Draining", category: "progress" })
+    assert.include(condition?.message, "10.0.0.9 (pid 7)")
+    assert.strictEqual(found.export?.connections, 1)
   })
 })

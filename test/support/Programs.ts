@@ -13,7 +13,9 @@ const programs: ReadonlyArray<{ readonly program: string; readonly package: stri
   { program: "qemu-img", package: "qemu-utils" },
   { program: "mariadbd", package: "mariadb-server-core" },
   { program: "mariadb-install-db", package: "mariadb-server-core" },
-  { program: "my_print_defaults", package: "mariadb-client-core" }
+  { program: "my_print_defaults", package: "mariadb-client-core" },
+  { program: "systemd-analyze", package: "systemd" },
+  { program: "systemd-notify", package: "systemd" }
 ]
 
 export interface Machine {

@@ -9,6 +9,10 @@ export const known: ReadonlySet<string> = new Set(
   Object.entries(families).flatMap(([family, count]) => Array.from({ length: count }, (_, at) => `${family}${at + 1}`))
 )
 
+/** Those of one family, such as `D`. */
+export const ofFamily = (family: keyof typeof families): ReadonlyArray<string> =>
+  [...known].filter((id) => id.startsWith(family))
+
 /** Everything in a text that looks like such an id, known or not. */
 export const inText = (text: string): ReadonlyArray<string> =>
   text.match(new RegExp(`\\b[${Object.keys(families).join("")}]\\d{1,2}\\b`, "g")) ?? []

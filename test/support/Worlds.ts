@@ -284,6 +284,8 @@ export interface Desired {
   readonly destructive_last_hour?: number
   readonly approved?: ReadonlyArray<string>
   readonly backoff?: Readonly<Record<Uid, { readonly retry_at: number; readonly message: string }>>
+  readonly consents?: Readonly<Record<Uid, number>>
+  readonly astray?: ReadonlyArray<string>
   readonly hold?: string
   readonly maintenance?: string
   readonly withheld?: ReadonlyArray<Withheld>
@@ -353,6 +355,8 @@ export const fromFixture = (desired: Desired, observed: Observed): Plan.Input =>
       destructive_last_hour: desired.destructive_last_hour ?? 0,
       approved: new Set(desired.approved),
       backoff: new Map(Object.entries(desired.backoff ?? {}) as Array<[Uid, { retry_at: number; message: string }]>),
+      consents: new Map(Object.entries(desired.consents ?? {}) as Array<[Uid, number]>),
+      astray: new Set(desired.astray),
       hold: desired.hold ?? null,
       maintenance: desired.maintenance ?? null,
       withheld: desired.withheld ?? []

@@ -153,27 +153,42 @@ const declarationOf = (n: number): FastCheck.Arbitrary<Declaration> =>
 const devicesOf = (n: number): FastCheck.Arbitrary<ReadonlyArray<BlockDevice>> =>
   tuple(
     constantFrom(1, 1, 1, 1, 0, 0, 2),
-    mostly<Partial<BlockDevice>>({}, { by_id_paths: [] }, { size: 0 }, { size: 5 * GIB }, { forbidden: "mounted on /" })
+    mostly<Partial<BlockDevice>>(
+      {},
+      { by_id_paths: [] },
+      { size: 0 },
+      { size: 5 * GIB },
+      { forbidden: "mounted on /" },
+      { read_only: true }
+    )
   ).map(([count, changes]) =>
     Array.from({ length: count }, (_, i) => Worlds.device(Worlds.volumeId(n), letterOf(n + 3 * i), changes))
   )
 
-const sectionsOf = (n: number): FastCheck.Arbitrary<ReadonlyArray<NbdSection>> => {
-  const id = Worlds.volumeId(n)
-  const own = Worlds.section(id)
-  return mostly<ReadonlyArray<NbdSection>>(
-    [own],
-    [],
-    [],
-    [{ ...own, path: `/dev/vd${letterOf(n)}` }],
-    [{ ...own, read_only: true }],
-    [{ ...own, path: Worlds.byIdPath(Worlds.volumeId(1)) }],
-    [{ ...own, name: "old-disk" }],
-    [{ ...own, name: `hand-made-${n}`, path: `/dev/vd${letterOf(n)}` }],
-    [own, { ...own, name: `hand-made-${n}` }],
-    [{ ...own, path: null }]
-  )
-}
+/** Where a section's path leads to, and since when it is fenced: mostly as it should be. */
+const standingOf = (n: number): FastCheck.Arbitrary<Pick<NbdSection, "device" | "fenced_at">> =>
+  record({
+    device: mostly<string | null>(`252:${letterOf(n).charCodeAt(0)}`, null, "252:1", "252:98"),
+    fenced_at: mostly<number | null>(null, ago(5), ago(120))
+  })
+
+const sectionsOf = (n: number): FastCheck.Arbitrary<ReadonlyArray<NbdSection>> =>
+  standingOf(n).chain((standing) => {
+    const id = Worlds.volumeId(n)
+    const own = Worlds.section(id, standing)
+    return mostly<ReadonlyArray<NbdSection>>(
+      [own],
+      [],
+      [],
+      [{ ...own, path: `/dev/vd${letterOf(n)}` }],
+      [{ ...own, read_only: true }],
+      [{ ...own, path: Worlds.byIdPath(Worlds.volumeId(1)) }],
+      [{ ...own, name: "old-disk" }],
+      [{ ...own, name: `hand-made-${n}`, path: `/dev/vd${letterOf(n)}` }],
+      [own, { ...own, name: `hand-made-${n}` }],
+      [{ ...own, path: null }]
+    )
+  })
 
 const verificationsOf = (n: number): FastCheck.Arbitrary<ReadonlyArray<Verification>> => {
   const id = Worlds.volumeId(n)
@@ -184,6 +199,7 @@ const verificationsOf = (n: number): FastCheck.Arbitrary<ReadonlyArray<Verificat
     [],
     [{ ...refused, outcome: "unknown" }],
     [{ ...refused, outcome: "denied" }],
+    [{ ...refused, outcome: "dropped" }],
     [{ ...refused, outcome: "no_answer" }],
     [{ ...refused, outcome: "refused" }],
     [{ ...served, device: null }],
@@ -321,6 +337,8 @@ export const inputs: FastCheck.Arbitrary<Plan.Input> = record({
   maintenance: mostly<string | null>(null, "maintenance by somebody"),
   withhold: mostly(false, true),
   backoff: mostly<"none" | "one">("none", "one"),
+  agreed: constantFrom(null, ago(300), ago(5), ago(-10)),
+  astray: mostly<"none" | "all">("none", "all"),
   approve: mostly<"none" | "losses" | "destruction">("none", "losses", "destruction"),
   narrow: mostly(limits, {
     ...limits,
@@ -331,7 +349,7 @@ export const inputs: FastCheck.Arbitrary<Plan.Input> = record({
     suspicion_count: 1
   })
 }).map((drawn) => {
-  const { approve, backoff, declarations, destructive_last_hour, hold, inventory, maintenance } = drawn
+  const { agreed, approve, astray, backoff, declarations, destructive_last_hour, hold, inventory, maintenance } = drawn
   const { narrow, operations, withhold } = drawn
   const removals = declarations.flatMap(({ binding, generation, name, uid }) =>
     !withhold || binding.volume_id === null
@@ -354,6 +372,8 @@ export const inputs: FastCheck.Arbitrary<Plan.Input> = record({
     ).map((action) => Plan.heldKey({ uid, generation, volume_id: binding.volume_id ?? Worlds.volumeId(0), action }))
   )
   return Worlds.input(declarations, inventory, {
+    consents: new Map(agreed === null ? [] : indexes.map((n) => [Worlds.uidOf(n), agreed])),
+    astray: new Set(astray === "none" ? [] : indexes.map((n) => exportNameOf(Worlds.volumeId(n)))),
     digest: (text) => createHash("sha256").update(text).digest("hex"),
     operations: operations.flat(),
     limits: narrow,

@@ -1,0 +1,4 @@
+import * as Engine from "./Engine.ts"
+import { suite } from "./suite.ts"
+
+suite(Engine.nbdServer)

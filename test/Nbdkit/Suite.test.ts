@@ -1,0 +1,4 @@
+import * as Engine from "../Nbd/Engine.ts"
+import { suite } from "../Nbd/suite.ts"
+
+suite(Engine.nbdkit)
