@@ -9,6 +9,9 @@ const LONG: ReadonlyArray<string> = [
   "test/property/Creates.test.ts",
   "test/Http/V1Ends.test.ts",
   "test/Nbd/Endurance.test.ts",
+  "test/Nbd/Suite.test.ts",
+  "test/Nbdkit/Suite.test.ts",
+  "test/reconciler/DeviceFaults.test.ts",
   "test/Nbd/Daemon.test.ts"
 ]
 

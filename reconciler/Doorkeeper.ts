@@ -1,14 +1,18 @@
 import { Cause, Duration, Effect, Option, Ref } from "effect"
 import type { Guard, PlanItem } from "../schema/Action.ts"
+import type { Declaration } from "../schema/Declaration.ts"
 import { PreconditionLost } from "../schema/Errors.ts"
 import type { Uid } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
 import type { Given } from "./Consents.ts"
 import { forFence } from "./Gate.ts"
+import * as Merge from "./Merge.ts"
 import * as Metrics from "./Metrics.ts"
 import type { Nbd } from "./Nbd.ts"
 import type { Sentry } from "./Sentry.ts"
+import * as Served from "./Served.ts"
 import type { EventKind, Store } from "./Store.ts"
+import type { Wake } from "./Wake.ts"
 
 /** Each is a small file or a few signals; past this the pass goes on, and asks for it again. */
 const LIMIT = Duration.seconds(10)
@@ -18,6 +22,7 @@ interface Round {
   /** Invariants were violated about these: nobody is let in or put out for them any more, but they may be fenced (S24). */
   readonly stopped: ReadonlySet<Uid>
   readonly inventory: Inventory
+  readonly declarations: ReadonlyArray<Declaration>
   readonly consents: ReadonlyMap<Uid, Given>
 }
 
@@ -25,7 +30,8 @@ interface Round {
 export const make = Effect.fn("Doorkeeper.make")(function* (
   nbd: Pick<Nbd["Type"], "endClients" | "fence" | "release">,
   store: Pick<Store["Type"], "declaration" | "maintenance" | "record">,
-  sentry: Pick<Sentry, "astray" | "ring">
+  sentry: Pick<Sentry, "astray" | "note" | "ring">,
+  failed: Wake["failed"]
 ) {
   /** What was told of each volume last: what has to be asked for again in every pass is told once. */
   const told = yield* Ref.make<ReadonlyMap<Uid, string>>(new Map())
@@ -57,11 +63,15 @@ export const make = Effect.fn("Doorkeeper.make")(function* (
     yield* sentry.ring
   })
 
+  /** Shut, it shows a GO nothing wrong any more: remembered, or it would be open again in the next pass, and wrong. */
+  const fence = (item: PlanItem, name: string, round: Round) =>
+    Effect.andThen(isAstray(item, round) ? sentry.note(name) : Effect.void, forFence(nbd.fence(name)))
+
   /** How many connections it ended; null where it ends none. */
-  const perform = (item: PlanItem, guard: Guard) => {
+  const perform = (item: PlanItem, guard: Guard, round: Round) => {
     switch (guard._tag) {
       case "Fence":
-        return Effect.as(forFence(nbd.fence(guard.export_name)), null)
+        return Effect.as(fence(item, guard.export_name, round), null)
       case "Release":
         return Effect.as(release(guard.export_name), null)
       case "EndClients":
@@ -69,12 +79,18 @@ export const make = Effect.fn("Doorkeeper.make")(function* (
     }
   }
 
+  /** A fence is asked for again in every pass; that nobody can be let in backs off and says so, as other repairs do. */
+  const missed = ({ uid }: PlanItem, { _tag, export_name }: Guard, error: { _tag: string; message: string }) =>
+    _tag === "Release" && error._tag !== "GateClosed" && error._tag !== "PreconditionLost"
+      ? failed(uid, `${export_name} could not be opened again: ${error.message}`)
+      : Effect.void
+
   const carryOut = (item: PlanItem, guard: Guard, round: Round) =>
-    perform(item, guard).pipe(
+    perform(item, guard, round).pipe(
       Effect.timeout(LIMIT),
       Effect.tapBoth({
         onSuccess: () => Metrics.guarded(guard._tag, "done"),
-        onFailure: () => Metrics.guarded(guard._tag, "failed")
+        onFailure: (error) => Effect.andThen(Metrics.guarded(guard._tag, "failed"), missed(item, guard, error))
       }),
       Effect.flatMap((ended) => (ended === 0 ? Effect.void : tell(item, guard, messageOf(item, guard, ended, round)))),
       Effect.catchTag("GateClosed", "PreconditionLost", (error) =>
@@ -102,6 +118,14 @@ export const make = Effect.fn("Doorkeeper.make")(function* (
     return due.map(({ item }) => item.uid)
   })
 })
+
+/** Other bytes than the volume's were seen behind it. One that is only to go may be opened again at once. */
+const isAstray = ({ uid }: PlanItem, { declarations, inventory }: Round): boolean => {
+  const declaration = declarations.find((one) => one.uid === uid)
+  if (declaration === undefined) return false
+  const merged = Merge.make(inventory, [declaration])
+  return Served.astray(merged, merged.view(declaration)) !== null
+}
 
 const words = {
   Fence: "new NBD clients are denied",

@@ -197,15 +197,19 @@ const DISAGREED_MS = 5_000
 
 /**
  * The section is written and loaded as it should be, so that another load would mend nothing: it leads astray, or it is
- * fenced. Null when it is neither.
+ * fenced. Null when it is neither, or goes on being what it was fenced for.
  */
 const shut = (world: World, view: Merge.View): Decision | null => {
   const { declaration, device, own } = view
   if (own === null || device === null || !Served.isLoaded(world.merged, view, declaration.spec.read_only)) return null
   const wrong = Served.misledBy(world.merged, view)
-  const waited = own.fenced_at === null ? 0 : world.now - own.fenced_at
-  if (wrong !== null) return waited < DISAGREED_MS ? wrongDevice(view, wrong) : null
+  const lasts = own.fenced_at !== null && world.now - own.fenced_at >= DISAGREED_MS
+  // A link that leads to another disk of the guest may flap for as long as it likes, and a load would fail with it.
+  const flaps = own.device !== null && world.merged.diskOf(own.device) !== null
+  if (wrong !== null) return lasts && !flaps ? null : wrongDevice(view, wrong)
   if (own.fenced_at === null || device.forbidden !== null || device.size === 0) return null
+  // Wrong, and open all the same: the server does not heed the fence.
+  if (lasts && Served.astray(world.merged, view) !== null) return null
   return unmet("export", met(view), null, fenced(world, own))
 }
 

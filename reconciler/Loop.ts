@@ -84,7 +84,7 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
   const rounds = yield* Rounds.make(nbd, picture, Ref.get(known), wake)
   const astray = (uids: ReadonlyArray<Uid>) => Effect.andThen(wake.nudge(uids), rounds.ring)
   const sentry = yield* Sentry.make(nbd, devices, Ref.get(known), astray)
-  const doorkeeper = yield* Doorkeeper.make(nbd, store, sentry)
+  const doorkeeper = yield* Doorkeeper.make(nbd, store, sentry, wake.failed)
 
   const ports = <A, E>(effect: Effect.Effect<A, E, CloudStackRead | Devices | Nbd>) =>
     effect.pipe(
@@ -324,7 +324,13 @@ const make = Effect.fn("Loop.make")(function* (options: Options) {
       if (removal_done && !stopped.has(uid)) yield* Effect.andThen(store.finishRemoval(uid), wake.gone(uid))
     // Whoever is told of an end looks at the world next, and is to find there what ended it.
     yield* picture.look(inventory, only === null)
-    const guarded = yield* doorkeeper({ items: plan.items, stopped, inventory, consents: agreed })
+    const guarded = yield* doorkeeper({
+      items: plan.items,
+      stopped,
+      inventory,
+      declarations: current,
+      consents: agreed
+    })
     yield* calls.end({ open, only, plan, inventory, declarations: current, unresolved })
     yield* execute.start(actions, inventory)
     // Every load may harm what it was not about, so that all exports are asked after it.

@@ -72,6 +72,8 @@ export interface Sentry {
   readonly ring: Effect.Effect<void>
   /** Export names that led astray within the last half minute: a fence of theirs is not lifted yet. */
   readonly astray: Effect.Effect<ReadonlySet<string>>
+  /** A GO showed another disk behind this name, which no look at the links may ever show. */
+  readonly note: (name: string) => Effect.Effect<void>
   readonly watch: Effect.Effect<never>
 }
 
@@ -160,6 +162,8 @@ export const make = Effect.fn("Sentry.make")(function* (
   return {
     ring: Effect.asVoid(Queue.offer(signal, undefined)),
     astray: Effect.map(Ref.get(seen), (map) => new Set(map.keys())),
+    note: (name) =>
+      Effect.flatMap(Clock.currentTimeMillis, (now) => Ref.update(seen, (map) => new Map(map).set(name, now))),
     watch
   } satisfies Sentry as Sentry
 })

@@ -223,8 +223,10 @@ const exported = (input: Input, view: Merge.View | null): Fact => {
   const begun = input.declaration.binding.export !== null
   const fault = begun ? Served.fault(mergedOf(input.inventory), view, read_only) : null
   const seen = fault === null ? what : `${what}: ${fault.message}`
-  if (export_wanted === null)
-    return fact("Exported", served ? "True" : "False", "NotManaged", `${seen}; the declaration leaves that open`)
+  if (export_wanted === null) {
+    const right = served && Served.astray(mergedOf(input.inventory), view) === null
+    return fact("Exported", right ? "True" : "False", "NotManaged", `${seen}; the declaration leaves that open`)
+  }
   if (!export_wanted) return fact("Exported", served ? "True" : "False", served ? "StillServed" : "NotWanted", what)
   if (served && input.item?.settled === true) return fact("Exported", "True", "Served", what)
   return fact("Exported", "False", fault?.reason ?? (served ? "Unverified" : "NotServed"), seen)

@@ -1,5 +1,6 @@
 import { Data, Effect, type Scope } from "effect"
 import { connect, type Socket } from "node:net"
+import type { Verification } from "../../schema/Inventory.ts"
 import * as NbdName from "../../schema/NbdName.ts"
 
 /**
@@ -17,6 +18,30 @@ export type Outcome =
   | { readonly _tag: "Dropped"; readonly message: string }
   /** A time-out, no greeting, or an answer that proves neither that the export is served nor that it is not. */
   | { readonly _tag: "NoAnswer"; readonly message: string }
+
+/** The answer as evidence. `device`: what the process that gave it has open for it; null where that is not known. */
+export const verification = (
+  asked: Pick<Verification, "device" | "name" | "verified_at">,
+  outcome: Outcome
+): Verification => {
+  const granted = outcome._tag === "Served" ? outcome : null
+  return {
+    ...asked,
+    outcome: OUTCOMES[outcome._tag],
+    size: granted?.size ?? null,
+    read_only: granted?.read_only ?? null,
+    message: "message" in outcome ? outcome.message : null
+  }
+}
+
+const OUTCOMES = {
+  Served: "served",
+  Unknown: "unknown",
+  Denied: "denied",
+  Dropped: "dropped",
+  Refused: "refused",
+  NoAnswer: "no_answer"
+} as const satisfies Record<Outcome["_tag"], Verification["outcome"]>
 
 export interface Target {
   readonly host: string

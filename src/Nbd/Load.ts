@@ -41,7 +41,10 @@ export const load = (
 /** What the load will do; nothing is changed by it. */
 const prepare = (world: World, request: LoadRequest) =>
   Effect.gen(function* () {
-    yield* Effect.forEach(request.set, (wanted) => stillThere(world, wanted), { concurrency: 8, discard: true })
+    yield* Effect.forEach(request.set, (wanted) => Node.stillThere(world.options, wanted), {
+      concurrency: 8,
+      discard: true
+    })
     const written = yield* Written.read(world)
     yield* usable(written)
     const control = controlOf(world, written.judgement)
@@ -133,19 +136,6 @@ const leaving = (request: LoadRequest): ReadonlyArray<string> =>
   request.drop.filter(
     (name) => NbdName.claimProblem(name) === null && !request.set.some((wanted) => wanted.name === name)
   )
-
-/** The by-id path must still mean the very device that was planned: nothing else may get this export's name. */
-const stillThere = (world: World, wanted: WantedExport): Effect.Effect<void, PreconditionLost> =>
-  Effect.gen(function* () {
-    const lost = (detail: string) => new PreconditionLost({ detail: `${wanted.path} ${detail}` })
-    if (dirname(wanted.path) !== world.options.by_id_dir) {
-      return yield* lost(`of ${wanted.name} is not in ${world.options.by_id_dir}`)
-    }
-    const node = yield* Node.at(wanted.path)
-    if (node === null || node.kind !== world.options.device_kind) return yield* lost("leads to no disk any more")
-    if (node.identity !== wanted.device) return yield* lost(`is now ${node.identity}, not ${wanted.device}`)
-    if (node.size !== wanted.size) return yield* lost(`now has ${node.size ?? "unknown"} bytes, not ${wanted.size}`)
-  })
 
 /** A main is not ended for a file with which none would start. */
 const usable = ({ file, includes }: Written.Written): Effect.Effect<void, NbdUnavailable> => {

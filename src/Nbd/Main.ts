@@ -162,7 +162,7 @@ const run = (control: Control, path: string, args: ReadonlyArray<string>) =>
       (log) => exited(path, args, log.fd),
       (log) => Effect.ignore(Files.attempt(() => log.close()))
     )
-    return { code, said: yield* said(control) }
+    return { code, said: yield* lastWords(control.log_file) }
   }).pipe(
     Effect.mapError(({ cause }) => new NbdUnavailable({ detail: `${path} could not be run`, cause })),
     // Whoever may not be interrupted is not kept for ever by a time-out that could interrupt nothing.
@@ -194,8 +194,8 @@ const answer = (path: string, args: ReadonlyArray<string>): Effect.Effect<string
   })
 
 /** The last words of what ran, fit for a message. */
-const said = (control: Control): Effect.Effect<string> =>
-  Files.attempt(() => readFile(control.log_file, "latin1")).pipe(
+export const lastWords = (log_file: string): Effect.Effect<string> =>
+  Files.attempt(() => readFile(log_file, "latin1")).pipe(
     Effect.map((text) =>
       text
         .trim()
@@ -230,7 +230,7 @@ export const untilServed = (control: Control, marker: string | null): Effect.Eff
   )
 
 const notServed = (control: Control, what: string): Effect.Effect<never, NbdUnavailable> =>
-  Effect.flatMap(said(control), (text) => {
+  Effect.flatMap(lastWords(control.log_file), (text) => {
     const hint = text === "" ? "its reason is in the system's log" : `it said: ${text}`
     return new NbdUnavailable({ detail: `nbd-server does not serve the new file: ${what}; ${hint}` })
   })

@@ -216,16 +216,7 @@ const holdersOf = (
       ({ process, device }) =>
         process.pid !== look.pid && device !== sentinel && !look.own.has(Probe.keyOf(process)) && !isPin(process.pid)
     )
-    return foreign.map(({ process, device, server, peer }) => {
-      const since = server ? Processes.startedAt(process) : null
-      return {
-        pid: process.pid,
-        command: process.command,
-        device,
-        peer,
-        since: since === null ? null : new Date(since).toISOString()
-      }
-    })
+    return foreign.map(Processes.holderOf)
   })
 
 const versionOf = (world: World.World, control: Main.Control) =>

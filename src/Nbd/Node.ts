@@ -1,6 +1,10 @@
 import { Effect } from "effect"
 import type { BigIntStats } from "node:fs"
 import { type FileHandle, readFile, stat } from "node:fs/promises"
+import { dirname } from "node:path"
+import type { WantedExport } from "../../reconciler/Nbd.ts"
+import { PreconditionLost } from "../../schema/Errors.ts"
+import type { Settings } from "../../schema/Settings.ts"
 import * as Files from "../Devices/Files.ts"
 import * as Identity from "../Devices/Identity.ts"
 
@@ -29,3 +33,19 @@ const describe = (look: () => Promise<BigIntStats>): Effect.Effect<Node | null> 
     const size = /^\d{1,13}$/.test(sectors.trim()) ? Number(sectors) * 512 : null
     return { identity, size, kind: "block" } satisfies Node
   }).pipe(Effect.orElseSucceed(() => null))
+
+/** The by-id path must still mean the very device that was planned: nothing else may get this export's name. */
+export const stillThere = (
+  { by_id_dir, device_kind }: Pick<Settings, "by_id_dir" | "device_kind">,
+  wanted: WantedExport
+): Effect.Effect<void, PreconditionLost> =>
+  Effect.gen(function* () {
+    const lost = (detail: string) => new PreconditionLost({ detail: `${wanted.path} ${detail}` })
+    if (dirname(wanted.path) !== by_id_dir) {
+      return yield* lost(`of ${wanted.name} is not in ${by_id_dir}`)
+    }
+    const node = yield* at(wanted.path)
+    if (node === null || node.kind !== device_kind) return yield* lost("leads to no disk any more")
+    if (node.identity !== wanted.device) return yield* lost(`is now ${node.identity}, not ${wanted.device}`)
+    if (node.size !== wanted.size) return yield* lost(`now has ${node.size ?? "unknown"} bytes, not ${wanted.size}`)
+  })

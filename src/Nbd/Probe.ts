@@ -149,26 +149,9 @@ const servers = (place: Processes.Place, main: Processes.Process | null, answers
 
 /** Where the export is served, also which device the process that serves us has open. */
 const prove = ({ name, asked_at, outcome, local_port }: Answer, servers: Servers): Proof => {
-  const granted = outcome._tag === "Served" ? outcome : null
   const serving = local_port === null ? undefined : servers.get(local_port)
-  const verification: Verification = {
-    name,
-    outcome: OUTCOMES[outcome._tag],
-    size: granted?.size ?? null,
-    read_only: granted?.read_only ?? null,
-    // More than one would be a server with options that we never set: then nothing is proven.
-    device: serving?.devices.length === 1 ? (serving.devices[0] ?? null) : null,
-    verified_at: asked_at,
-    message: "message" in outcome ? outcome.message : null
-  }
+  // More than one would be a server with options that we never set: then nothing is proven.
+  const device = serving?.devices.length === 1 ? (serving.devices[0] ?? null) : null
+  const verification = Handshake.verification({ name, verified_at: asked_at, device }, outcome)
   return { verification, server: serving?.process ?? null }
 }
-
-const OUTCOMES = {
-  Served: "served",
-  Unknown: "unknown",
-  Denied: "denied",
-  Dropped: "dropped",
-  Refused: "refused",
-  NoAnswer: "no_answer"
-} as const satisfies Record<Handshake.Outcome["_tag"], Verification["outcome"]>

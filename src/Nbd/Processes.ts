@@ -1,6 +1,7 @@
 import { Effect } from "effect"
 import { readdirSync, readFileSync, readlinkSync, statSync } from "node:fs"
 import { basename } from "node:path"
+import type { Holder } from "../../schema/Inventory.ts"
 import * as Identity from "../Devices/Identity.ts"
 
 /** A process, told from a later one with the same pid by its start time. */
@@ -394,6 +395,18 @@ const THREADS_MAX = 4_096
 export const startedAt = (process: Process): number | null => {
   const boot = /^btime (\d+)$/m.exec(attempt(() => readFileSync("/proc/stat", "latin1")) ?? "")?.[1]
   return boot === undefined ? null : Number(boot) * 1_000 + Number(process.start) * 10
+}
+
+/** As it is shown to people. */
+export const holderOf = ({ device, peer, process, server }: Holding): Holder => {
+  const since = server ? startedAt(process) : null
+  return {
+    pid: process.pid,
+    command: process.command,
+    device,
+    peer,
+    since: since === null ? null : new Date(since).toISOString()
+  }
 }
 
 export const isAlive = (process: Process): boolean => find(process.pid)?.start === process.start

@@ -1,7 +1,7 @@
 import { Effect, Ref, Schedule } from "effect"
 import { execFile, spawn } from "node:child_process"
 import { existsSync } from "node:fs"
-import { open, readFile, stat } from "node:fs/promises"
+import { open, stat } from "node:fs/promises"
 import { join } from "node:path"
 import { NbdUnavailable } from "../../schema/Errors.ts"
 import * as NbdName from "../../schema/NbdName.ts"
@@ -232,7 +232,7 @@ const launch = (instance: Instance): Effect.Effect<void, NbdUnavailable> =>
       Effect.timeoutFail({ duration: READY_TIMEOUT, onTimeout: () => neverReady(instance) })
     )
     if (code !== 0) {
-      const said = yield* lastWords(instance)
+      const said = yield* Main.lastWords(instance.log_file)
       return yield* new NbdUnavailable({ detail: `${describe(instance)} did not start (${code}): ${said}` })
     }
     yield* untilReady(instance)
@@ -261,18 +261,6 @@ const untilReady = (instance: Instance): Effect.Effect<void, NbdUnavailable> =>
     Effect.repeat({ until: (ready) => ready, schedule: Schedule.spaced(READY_POLL) }),
     Effect.timeoutFail({ duration: READY_TIMEOUT, onTimeout: () => neverReady(instance) }),
     Effect.asVoid
-  )
-
-const lastWords = ({ log_file }: Instance): Effect.Effect<string> =>
-  Files.attempt(() => readFile(log_file, "latin1")).pipe(
-    Effect.map((text) =>
-      text
-        .trim()
-        .slice(-400)
-        .replace(/\s+/g, " ")
-        .replace(/[^\x20-\x7e]/g, "?")
-    ),
-    Effect.orElseSucceed(() => "")
   )
 
 /** Ends every process of this instance, whoever listens. For a sandbox that goes away. */

@@ -1,9 +1,9 @@
 import { Effect, Layer, Ref, Schedule, Stream } from "effect"
 import { readdir } from "node:fs/promises"
-import { dirname, join } from "node:path"
+import { join } from "node:path"
 import * as Failpoint from "../../reconciler/Failpoint.ts"
 import { Gate } from "../../reconciler/Gate.ts"
-import { type LoadRequest, Nbd, type WantedExport } from "../../reconciler/Nbd.ts"
+import { type LoadRequest, Nbd } from "../../reconciler/Nbd.ts"
 import { type GateClosed, type Misconfigured, NbdUnavailable, PreconditionLost } from "../../schema/Errors.ts"
 import type { Holder, NbdReading, NbdSection } from "../../schema/Inventory.ts"
 import * as Files from "../Devices/Files.ts"
@@ -156,20 +156,9 @@ const holdersOf = (world: World.World, sections: ReadonlyArray<NbdSection>): Eff
     ])
     const ours = new Set(looks.map(({ process }) => process.pid))
     const others = (yield* Processes.holders(identities)).filter(({ process }) => !ours.has(process.pid))
-    return [...looks.flatMap(Clients.holders), ...others.map(holderOf)]
+    // The other engine's clients, after the backend was changed, are clients too.
+    return [...looks.flatMap(Clients.holders), ...others.map(Processes.holderOf)]
   })
-
-/** The other engine's clients, after the backend was changed, are clients too. */
-const holderOf = ({ device, peer, process, server }: Processes.Holding): Holder => {
-  const since = server ? Processes.startedAt(process) : null
-  return {
-    pid: process.pid,
-    command: process.command,
-    device,
-    peer,
-    since: since === null ? null : new Date(since).toISOString()
-  }
-}
 
 const looksAt = (world: World.World): Effect.Effect<ReadonlyArray<Clients.Look>> =>
   Effect.gen(function* () {
@@ -187,7 +176,10 @@ const load = (
   request: LoadRequest
 ): Effect.Effect<void, NbdUnavailable | GateClosed | PreconditionLost> =>
   Effect.gen(function* () {
-    yield* Effect.forEach(request.set, (wanted) => stillThere(world, wanted), { concurrency: 8, discard: true })
+    yield* Effect.forEach(request.set, (wanted) => Node.stillThere(world.options, wanted), {
+      concurrency: 8,
+      discard: true
+    })
     const servable = yield* approachable(world, request)
     yield* world.gate.check
     // From here on something may have changed, so that a gate that closes is no "not done" any more (S7).
@@ -222,19 +214,6 @@ const link = (world: World.World, request: LoadRequest): Effect.Effect<void, Nbd
     if (steps.length === 0) return
     yield* world.gate.check
     yield* Links.take(world.places, steps)
-  })
-
-/** The by-id path must still mean the very device that was planned: nothing else may get this export's name. */
-const stillThere = (world: World.World, wanted: WantedExport): Effect.Effect<void, PreconditionLost> =>
-  Effect.gen(function* () {
-    const lost = (detail: string) => new PreconditionLost({ detail: `${wanted.path} ${detail}` })
-    if (dirname(wanted.path) !== world.options.by_id_dir) {
-      return yield* lost(`of ${wanted.name} is not in ${world.options.by_id_dir}`)
-    }
-    const node = yield* Node.at(wanted.path)
-    if (node === null || node.kind !== world.options.device_kind) return yield* lost("leads to no disk any more")
-    if (node.identity !== wanted.device) return yield* lost(`is now ${node.identity}, not ${wanted.device}`)
-    if (node.size !== wanted.size) return yield* lost(`now has ${node.size ?? "unknown"} bytes, not ${wanted.size}`)
   })
 
 /**

@@ -145,19 +145,10 @@ const ask = (
       before = Processes.descriptorNumbers(pid)
     })
     const { outcome } = yield* Handshake.hold({ host, port, name }, look)
-    const granted = outcome._tag === "Served" ? outcome : null
-    const fresh = granted === null ? [] : Processes.opened(pid, before).filter((one) => one.device !== null)
+    const fresh = outcome._tag !== "Served" ? [] : Processes.opened(pid, before).filter((one) => one.device !== null)
     const [only] = fresh.length === 1 ? fresh : []
     if (only !== undefined) opened.push(only.number)
-    return {
-      name,
-      outcome: OUTCOMES[outcome._tag],
-      size: granted?.size ?? null,
-      read_only: granted?.read_only ?? null,
-      device: only?.device ?? null,
-      verified_at,
-      message: "message" in outcome ? outcome.message : null
-    }
+    return Handshake.verification({ name, verified_at, device: only?.device ?? null }, outcome)
   })
 
 const CLOSED_LOOKS = 40
@@ -175,12 +166,3 @@ const closed = (pid: number, numbers: ReadonlyArray<number>): Effect.Effect<void
       yield* Effect.sleep(CLOSED_MS)
     }
   })
-
-const OUTCOMES = {
-  Served: "served",
-  Unknown: "unknown",
-  Denied: "denied",
-  Dropped: "dropped",
-  Refused: "refused",
-  NoAnswer: "no_answer"
-} as const satisfies Record<Handshake.Outcome["_tag"], Verification["outcome"]>

@@ -153,8 +153,13 @@ describe("An export that is not served as it should be", () => {
         lab,
         Effect.gen(function* () {
           const { name, path } = yield* exported(lab)
+          yield* Cloud.declare("neighbour")
+          yield* Cloud.pass(10_000, 500)
+          assert.isAtLeast(yield* Cloud.until(Cloud.allSettled, 120_000, 500), 0)
+          const beside = (yield* Cloud.declaration("neighbour"))?.binding.volume_id as VolumeId
           const { loads } = lab.nbd
-          SimulatedNbd.mislead(lab.nbd, path, { identity: "file:0:9999", size: 1 })
+          const identity = Guest.diskOf(lab.world, beside) ?? assert.fail("the neighbour is not here")
+          SimulatedNbd.mislead(lab.nbd, path, { identity, size: 1 })
           yield* Cloud.pass(1_000, 100)
           assert.isNull(yield* connect(lab, name))
           yield* Cloud.pass(20_000, 500)

@@ -15,7 +15,9 @@ const guardOf = (tag: Guard["_tag"], export_name = name): Guard => {
   return tag === "EndClients" ? { _tag: tag, ...about, device: "252:98" } : { _tag: tag, ...about }
 }
 
-const declarations = [first, second].map((uid) => Worlds.declaration(`disk-${uid.slice(-1)}`, { uid }))
+const declarations = [first, second].map((uid, n) =>
+  Worlds.declaration(`disk-${uid.slice(-1)}`, { uid, binding: Worlds.settledBinding(Worlds.volumeId(n + 1)) })
+)
 const item = (uid: Uid, guard: Guard | null, generation = 1) =>
   ({ uid, name: `disk-${uid.slice(-1)}`, guard, generation }) as PlanItem
 
@@ -28,6 +30,7 @@ const posted = (broken = "", database = true, maintenance: Maintenance | null = 
     const done = yield* Ref.make<ReadonlyArray<string>>([])
     const events: Array<NewEvent> = []
     const astray = new Set<string>()
+    const failures: Array<readonly [Uid, string]> = []
     const note = (what: string, export_name: string) =>
       export_name === broken
         ? Effect.fail(new NbdUnavailable({ detail: "no space left" }))
@@ -46,14 +49,20 @@ const posted = (broken = "", database = true, maintenance: Maintenance | null = 
             ? Effect.sync(() => void events.push(event))
             : new StoreUnavailable({ detail: "gone", outcome_unknown: false })
       },
-      { astray: Effect.sync(() => astray), ring: Ref.update(done, (all) => [...all, "look"]) }
+      {
+        astray: Effect.sync(() => astray),
+        note: (one) => Effect.sync(() => void astray.add(one)),
+        ring: Ref.update(done, (all) => [...all, "look"])
+      },
+      (uid, message) => Effect.sync(() => void failures.push([uid, message]))
     )
     const run = (
       items: ReadonlyArray<PlanItem>,
       stopped: ReadonlySet<Uid> = new Set(),
-      consents = new Map([[first, { since: 0, by: "alice" }]])
-    ) => guards({ items, stopped, inventory, consents })
-    return { run, done: Ref.get(done), events, astray }
+      consents = new Map([[first, { since: 0, by: "alice" }]]),
+      seen = inventory
+    ) => guards({ items, stopped, inventory: seen, declarations, consents })
+    return { run, done: Ref.get(done), events, astray, failures }
   })
 
 describe("the guards of a plan", () => {
@@ -133,5 +142,43 @@ describe("the guards of a plan", () => {
         yield* run([item(first, guardOf("Release"))])
         assert.deepStrictEqual(yield* done, ["release", "look"])
       })
+  )
+
+  it.effect("remember a name behind which a GO alone showed another disk, and none that is only to go (S3, D4)", () =>
+    Effect.gen(function* () {
+      const { astray, run } = yield* posted()
+      const [id, other] = [Worlds.volumeId(1), Worlds.volumeId(2)] as const
+      const served = (letter: string) =>
+        Worlds.inventory({
+          guest: Worlds.guest([Worlds.device(id, "b"), Worlds.device(other, "c")]),
+          nbd: Worlds.nbd({
+            sections: [Worlds.section(id, { device: Worlds.device(id, "b").identity })],
+            verifications: [Worlds.verification(id, letter)]
+          })
+        })
+      yield* run([item(first, guardOf("Fence"))], new Set(), new Map(), served("b"))
+      assert.deepStrictEqual([...astray], [])
+      yield* run([item(first, guardOf("Fence"))], new Set(), new Map(), served("c"))
+      assert.deepStrictEqual([...astray], [name])
+    })
+  )
+
+  it.effect("that cannot open an export again make it back off, and say why; a closed gate does not (N4, L4)", () =>
+    Effect.gen(function* () {
+      const { astray, failures, run } = yield* posted("full")
+      yield* run([item(second, guardOf("Fence", "full"))])
+      astray.add(name)
+      yield* run([item(first, guardOf("Release"))])
+      assert.deepStrictEqual(failures, [])
+      yield* run([item(first, guardOf("Release", "full"))])
+      assert.deepStrictEqual(
+        failures.map(([uid]) => uid),
+        [first]
+      )
+      assert.include(failures[0]?.[1], "no space left")
+      const away = yield* posted("", false)
+      yield* away.run([item(first, guardOf("Release"))])
+      assert.deepStrictEqual(away.failures, [])
+    })
   )
 })

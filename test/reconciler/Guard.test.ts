@@ -229,6 +229,17 @@ describe("An export that was fenced and is wished to be open", () => {
     assert.isTrue(itemFor(forgotten, fenced(), { hold: "wait" }).removal_done)
   })
 
+  it("is not left shut for ever by whoever forgets it: what led astray lately, or backs off, is waited for (D2, L4)", () => {
+    const forgotten = served({ deletion: Worlds.deletion("forget") })
+    const lately = itemFor(forgotten, fenced(), { astray: new Set([name]) })
+    assert.deepStrictEqual([...said(lately), lately.removal_done], [null, "Fenced", false])
+    const backoff = new Map([[uid, { retry_at: Worlds.now + 60_000, message: "no space left" }]])
+    const resting = itemFor(forgotten, fenced(), { backoff })
+    assert.deepStrictEqual([...said(resting), resting.removal_done], ["Release", "Fenced", false])
+    const elsewhere = fenced({ section: { device: theirs } })
+    assert.isTrue(itemFor(forgotten, elsewhere, { astray: new Set([name]) }).removal_done)
+  })
+
   it("is opened again where the declaration leaves exports to others by now", () => {
     const open = served({ spec: { export_wanted: null } })
     assert.deepStrictEqual(itemFor(open, fenced()).guard?._tag, "Release")
@@ -306,6 +317,17 @@ describe("An export that leads to other bytes than its volume's", () => {
     const disagreed = (ms: number) => world({ section: { device: "252:7", fenced_at: ago(ms) } })
     assert.deepStrictEqual(said(itemFor(served(), disagreed(1_000))), [null, "WrongDevice"])
     assert.deepStrictEqual(said(itemFor(served(), disagreed(5_000))), [null, "Export"])
+  })
+
+  it("is not loaded again for a link that flaps to the disk of another volume, however long (D2, D3, S12, S19)", () => {
+    const flapping = world({ section: { device: theirs, fenced_at: ago(20_000) } })
+    assert.deepStrictEqual(said(itemFor(served(), flapping)), [null, "WrongDevice"])
+  })
+
+  it("is loaded again where the server goes on serving another disk although it is fenced (N8, S3)", () => {
+    const heedless = (ms: number) => world({ section: { fenced_at: ago(ms) }, go: Worlds.verification(id, "c") })
+    assert.deepStrictEqual(said(itemFor(served(), heedless(1_000))), [null, "Fenced"])
+    assert.deepStrictEqual(said(itemFor(served(), heedless(5_000))), [null, "Export"])
   })
 
   it("leaves the neighbour to which it leads as it is (S19)", () => {

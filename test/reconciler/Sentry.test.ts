@@ -89,6 +89,17 @@ describe("the sentry", () => {
     })
   )
 
+  it.scoped("remembers for as long what others saw astray, and tells the loop when that is over (S3)", () =>
+    Effect.gen(function* () {
+      const { seen, sentry } = yield* posted()
+      yield* sentry.note(name)
+      yield* TestClock.adjust("25 seconds")
+      assert.deepStrictEqual([[...(yield* sentry.astray)], seen.nudges], [[name], 0])
+      yield* TestClock.adjust("10 seconds")
+      assert.deepStrictEqual([[...(yield* sentry.astray)], seen.nudges, seen.fences], [[], 1, 0])
+    })
+  )
+
   it.scoped(
     "is not put off by a link that flips for ever, and looks no more than ten times a second (D2, D12, S22)",
     () =>

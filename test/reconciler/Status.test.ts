@@ -275,4 +275,11 @@ describe("The condition of an export", () => {
     assert.include(condition?.message, "10.0.0.9 (pid 7)")
     assert.strictEqual(found.export?.connections, 1)
   })
+
+  it("is not True for other bytes than the volume's, whoever is to decide about it (S3, S7)", () => {
+    const open = Worlds.declaration("disk", { spec: { export_wanted: null }, binding: Worlds.settledBinding(id) })
+    assert.strictEqual(said(statusOf(open, world({})))["Exported"], "True NotManaged")
+    const wrong = answered({ ...right(), device: "252:1" })
+    assert.strictEqual(said(statusOf(open, wrong))["Exported"], "False NotManaged")
+  })
 })
