@@ -61,19 +61,17 @@ const draining = (c: Case, message: string): Blocked | null => {
   if (own.fenced_at === null) {
     return block("Draining", message, "nothing: new clients are denied, and these are waited for")
   }
+  if (consent !== undefined && consent > now) {
+    const ended = `${message}; new clients are denied, these are ended at ${timeText(consent)}`
+    return block("Draining", ended, "nothing: the volume leaves when they are gone")
+  }
   // A fence of a time to come was set by another clock than this one: nothing can be counted from it.
   const waited = now - own.fenced_at
   if (waited < 0 || waited >= limits.drain_ms) return null
   const until = timeText(own.fenced_at + limits.drain_ms)
-  return consent === undefined
-    ? block(
-        "Draining",
-        `${message}; new clients are denied, these are waited for until ${until}`,
-        `nothing, or end them now: volumed retry ${name} --end-clients`
-      )
-    : block(
-        "Draining",
-        `${message}; new clients are denied, these are ended at ${timeText(consent)}`,
-        "nothing: the volume leaves when they are gone"
-      )
+  return block(
+    "Draining",
+    `${message}; new clients are denied, these are waited for until ${until}`,
+    `nothing, or end them now: volumed retry ${name} --end-clients`
+  )
 }

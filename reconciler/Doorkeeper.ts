@@ -6,6 +6,7 @@ import type { Uid } from "../schema/Ids.ts"
 import type { Inventory } from "../schema/Inventory.ts"
 import type { Given } from "./Consents.ts"
 import { forFence } from "./Gate.ts"
+import * as LogFields from "./LogFields.ts"
 import * as Merge from "./Merge.ts"
 import * as Metrics from "./Metrics.ts"
 import type { Nbd } from "./Nbd.ts"
@@ -41,7 +42,7 @@ export const make = Effect.fn("Doorkeeper.make")(function* (
     const key = `${guard._tag} ${guard.export_name}`
     if ((yield* Ref.get(told)).get(uid) === key && guard._tag !== "EndClients") return
     yield* Ref.update(told, (map) => new Map(map).set(uid, key))
-    yield* Effect.logInfo(words[guard._tag]).pipe(Effect.annotateLogs({ export: guard.export_name, because: message }))
+    yield* Effect.logInfo(words[guard._tag]).pipe(Effect.annotateLogs({ because: message }))
     yield* store.record({ kind: kinds[guard._tag], name, uid, actor: "reconciler", message })
   })
 
@@ -102,7 +103,7 @@ export const make = Effect.fn("Doorkeeper.make")(function* (
           ? Effect.interrupt
           : Effect.logWarning("an export's clients could not be dealt with", cause)
       ),
-      Effect.annotateLogs({ volume: item.name, guard: guard._tag })
+      Effect.annotateLogs(LogFields.ofGuard(item, guard))
     )
 
   /** Answers the volumes for which something was tried: they are to be looked at again soon. */

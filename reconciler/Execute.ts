@@ -272,18 +272,24 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
       yield* turns.withPermits(1)(run).pipe(Effect.forkIn(scope))
     })
 
-  const startNbd = Effect.fn(function* (actions: ReadonlyArray<NbdAction>) {
+  const startNbd = Effect.fn(function* (actions: ReadonlyArray<NbdAction>, inventory: Inventory) {
     const intents = (yield* Effect.forEach(actions, intend)).filter((intent) => intent !== null)
     if (intents.length === 0) return
     yield* Effect.forEach(intents, (intent) => begin(intent.operation_id))
-    yield* loadAll(intents).pipe(Effect.ensuring(Effect.forEach(intents, (intent) => end(intent.operation_id))))
+    yield* loadAll(intents, inventory).pipe(
+      Effect.ensuring(Effect.forEach(intents, (intent) => end(intent.operation_id)))
+    )
     yield* wake.answered
   })
 
-  const loadAll = Effect.fn(function* (intents: ReadonlyArray<Intent<NbdAction["_tag"]>>) {
+  const loadAll = Effect.fn(function* (intents: ReadonlyArray<Intent<NbdAction["_tag"]>>, inventory: Inventory) {
     const submittedAt = yield* Clock.currentTimeMillis
     const exit = yield* nbd
-      .load({ set: intents.flatMap((i) => wanted(i.action)), drop: intents.flatMap((i) => dropped(i.action)) })
+      .load({
+        set: intents.flatMap((i) => wanted(i.action)),
+        drop: intents.flatMap((i) => dropped(i.action)),
+        distrusted: intents.flatMap((i) => distrusted(i.action, inventory))
+      })
       .pipe(
         Effect.onExit(Metrics.loaded),
         Effect.timeoutFail({
@@ -323,7 +329,7 @@ export const make = Effect.fn("Execute.make")(function* (wake: Wake, scope: Scop
       )
     )
     if (fresh !== null) yield* Effect.forEach(cloud, (action) => startCloud(action, fresh), { discard: true })
-    if (local.length > 0) yield* startNbd(local)
+    if (local.length > 0) yield* startNbd(local, inventory)
     if (actions.length > 0) yield* wake.answered
   })
 
@@ -358,5 +364,14 @@ const wanted = (action: NbdAction): ReadonlyArray<WantedExport> =>
           size: action.size
         }
       ]
+
+/** The name, where the newest GO on it showed other bytes than those that are planned for. */
+const distrusted = (action: NbdAction, { nbd }: Inventory): ReadonlyArray<string> => {
+  if (action._tag === "Unexport" || nbd._tag === "Unread") return []
+  const seen = nbd.value.verifications.find(({ name }) => name === action.export_name)
+  if (seen?.outcome !== "served") return []
+  const same = (seen.device === null || seen.device === action.device) && seen.size === action.size
+  return same ? [] : [action.export_name]
+}
 
 const dropped = (action: NbdAction): ReadonlyArray<string> => (action._tag === "Unexport" ? [action.export_name] : [])

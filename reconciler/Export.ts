@@ -147,8 +147,10 @@ export const nbdProblem = (world: World): Blocked | null => {
         `port ${nbd.port} is taken by a server that volumed may not replace${nbd.server.problem === null ? "" : `: ${nbd.server.problem}`}`,
         "stop that server, or set NBD_PORT to a free port"
       )
-    case "not_installed":
-      return block("NbdNotInstalled", "no NBD server is installed", "install the package nbd-server")
+    case "not_installed": {
+      const program = nbd.engine === "nbdkit" ? "nbdkit" : "nbd-server"
+      return block("NbdNotInstalled", `${program} is not installed`, `install the package ${program}`)
+    }
   }
 }
 

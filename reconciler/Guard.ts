@@ -33,6 +33,12 @@ export const make = (world: World, view: Merge.View, decision: Decision, around:
   return name !== undefined && view.others().taken.some((section) => section.name === name) ? null : guard
 }
 
+/** What we shut is about to be opened and then left as it was: a declaration that is closed before leaves it shut for good. */
+export const isOpening = (world: World, view: Merge.View, decision: Decision, around: Circumstances): boolean => {
+  const quiet = world.astray.size === 0 ? world : { ...world, astray: new Set<string>() }
+  return make(quiet, view, decision, around)?._tag === "Release"
+}
+
 const wanted = (
   world: World,
   view: Merge.View,
@@ -121,7 +127,9 @@ const mayRelease = (
   if (device === null || device.size === 0 || device.forbidden !== null || own.device !== device.identity) return false
   if (nbd.server.state === "foreign" || (nbd.server.state === "running" && !nbd.loaded)) return false
   if (export_wanted === true && own.read_only !== read_only) return false
-  if (isLeaving(declaration, appliance_vm_id) || resting || busy(own.fenced_at, operation)) return false
+  // One that is forgotten is looked at no more after a rest.
+  if (resting && declaration.deletion === null) return false
+  if (isLeaving(declaration, appliance_vm_id) || busy(own.fenced_at, operation)) return false
   if (row === null) return decision.gap === "export"
   const here = row.vm_id === appliance_vm_id && frozen(row, null) === null
   return here && (decision.settled || decision.gap === "export")

@@ -1,4 +1,4 @@
-import type { Action } from "../schema/Action.ts"
+import type { Action, Guard, PlanItem } from "../schema/Action.ts"
 import type { Operation } from "../schema/Operation.ts"
 
 /**
@@ -12,6 +12,12 @@ export const ofAction = ({ _tag, name, ...planned }: Action, operation_id: strin
   action: _tag,
   operation_id,
   ...searched(planned)
+})
+
+export const ofGuard = ({ name, volume_id }: PlanItem, { _tag, export_name }: Guard): LogFields => ({
+  volume: name,
+  guard: _tag,
+  ...searched({ volume_id, export_name })
 })
 
 /** `kind`: what its type is shown as; `call` for the row of a version 1 call. `learned`: an answer newer than its row's. */

@@ -21,6 +21,11 @@ export interface LoadRequest {
    * now, which is the same to a load): it stays byte for byte.
    */
   readonly drop: ReadonlyArray<string>
+  /**
+   * Names of `set` that the server was seen to serve from another disk, or with another size, before this load. They may be
+   * fenced since, and then nothing but this tells that what the server has in memory is wrong.
+   */
+  readonly distrusted?: ReadonlyArray<string>
 }
 
 /**
@@ -36,7 +41,8 @@ export class Nbd extends Context.Tag("volumed/reconciler/Nbd")<
     readonly observe: (names: ReadonlyArray<string>) => Effect.Effect<NbdReading, NbdUnavailable>
     /**
      * Make the file say exactly this, and the server serve exactly that file. Does nothing to the server when it
-     * already does. Running transfers live on. At most one call a pass.
+     * already does. Running transfers live on. At most one call a pass. A wanted export whose path no longer means what
+     * was planned is left as it is, and named by the failure after the others are done.
      */
     readonly load: (request: LoadRequest) => Effect.Effect<void, NbdUnavailable | GateClosed | PreconditionLost>
     /**

@@ -147,17 +147,18 @@ const itemOf = (
   const touched = decision.step?._tag === "Adopt" ? decision.step.volume_id : volume_id
   const operation = busy.byUid.get(uid) ?? (touched === null ? undefined : busy.byVolume.get(touched))
   const closed = closedFor(input, declaration)
-  const guard = Guard.make(world, view, decision, {
+  const around: Guard.Circumstances = {
     closed: input.hold !== null || input.maintenance !== null,
     paused: closed?.reason === "Paused",
     resting: (input.backoff.get(uid)?.retry_at ?? 0) > input.now,
     withheld: waiting.has(keyOf(decision.step)),
     operation
-  })
+  }
+  const guard = Guard.make(world, view, decision, around)
   const { drift, gap, removal_done, settled } = decision
   if (operation === undefined && settled && decision.step === null) {
     // Forgotten, nobody would let clients in again: what we shut is opened before the declaration is closed.
-    const left = removal_done && guard?._tag === "Release"
+    const left = removal_done && view.own !== null && Guard.isOpening(world, view, decision, around)
     return {
       uid,
       name,
@@ -165,9 +166,7 @@ const itemOf = (
       volume_id,
       next: null,
       chain: none,
-      blocked: left
-        ? Case.block("Fenced", `${guard.export_name} denies new clients`, "nothing: it is left open")
-        : null,
+      blocked: left ? Case.block("Fenced", `${view.own.name} denies new clients`, "nothing: it is left open") : null,
       guard,
       gap: left ? "deletion" : gap,
       drift,

@@ -1,5 +1,5 @@
 import { Cause, Clock, Duration, Effect, Queue, Ref } from "effect"
-import { serialOf, type Uid } from "../schema/Ids.ts"
+import { serialOf, type Uid, type VolumeId } from "../schema/Ids.ts"
 import type { BlockDevice, NbdSection } from "../schema/Inventory.ts"
 import type { Devices } from "./Devices.ts"
 import { forFence } from "./Gate.ts"
@@ -27,6 +27,7 @@ const AFTER_DEFECT = Duration.seconds(1)
 export interface Guarded {
   readonly uid: Uid
   readonly volume: string
+  readonly volume_id: VolumeId
   readonly name: string
   readonly serial: string
 }
@@ -41,7 +42,15 @@ const guardedBy = ({ declarations }: Pick<Standing, "declarations">): ReadonlyAr
   declarations.flatMap(({ binding, name, uid }) =>
     binding.export === null || binding.volume_id === null
       ? []
-      : [{ uid, volume: name, name: binding.export.name, serial: serialOf(binding.volume_id) }]
+      : [
+          {
+            uid,
+            volume: name,
+            volume_id: binding.volume_id,
+            name: binding.export.name,
+            serial: serialOf(binding.volume_id)
+          }
+        ]
   )
 
 /**
@@ -62,6 +71,8 @@ export const strays = (
     const right = device?.serial === one.serial && bearers.length === 1
     return right ? [] : [{ ...one, section, found: device?.serial ?? null }]
   })
+
+const fieldsOf = ({ name, volume, volume_id }: Stray) => ({ volume, volume_id, export_name: name })
 
 /**
  * Watches where the paths of our exports lead, and fences at once what leads to a wrong disk: before any pass, without
@@ -120,7 +131,7 @@ export const make = Effect.fn("Sentry.make")(function* (
     if (!isNew) return
     const found = stray.found === null ? "no disk of this guest" : `the disk ${stray.found}`
     yield* Effect.logWarning("an export leads to a wrong disk").pipe(
-      Effect.annotateLogs({ export: stray.name, path: stray.section.path, found, expected: stray.serial })
+      Effect.annotateLogs({ device_path: stray.section.path, found, expected: stray.serial })
     )
     yield* nudge([stray.uid])
   })
@@ -139,7 +150,7 @@ export const make = Effect.fn("Sentry.make")(function* (
     const found = yield* wrong(exports).pipe(Effect.timeout(LOOK_LIMIT))
     const now = yield* Clock.currentTimeMillis
     const held = standing.maintenance !== null
-    yield* Effect.forEach(found, (stray) => Effect.annotateLogs(meet(stray, held, now), { volume: stray.volume }), {
+    yield* Effect.forEach(found, (stray) => Effect.annotateLogs(meet(stray, held, now), fieldsOf(stray)), {
       discard: true
     })
     yield* forget(exports, now)

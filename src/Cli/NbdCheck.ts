@@ -67,15 +67,16 @@ const state = (reading: NbdReading, settings: Settings): Finding => {
     case "not_installed":
       return fail("NBD server", said, `apt-get install ${reading.engine}`)
     case "foreign":
-      return fail(
-        "NBD server",
-        said,
-        `give NBD_CONFIG the file of its -C, or NBD_PORT another port (ss -ltnp 'sport = ${reading.port}')`
-      )
+      return fail("NBD server", said, aside(reading))
     case "hung":
       return fail("NBD server", said, "nothing: volumed replaces it; without volumed end that process")
   }
 }
+
+const aside = ({ engine, port, read_only_port }: NbdReading): string =>
+  engine === "nbdkit"
+    ? `end it, or give NBD_PORT another port (ss -ltnp 'sport = ${port} or sport = ${read_only_port}')`
+    : `give NBD_CONFIG the file of its -C, or NBD_PORT another port (ss -ltnp 'sport = ${port}')`
 
 const placeOf = ({ engine }: NbdReading, { nbd, state_dir }: Settings): string =>
   engine === "nbdkit" ? `links in ${join(state_dir, "nbdkit")}` : `-C ${nbd.config}`
@@ -83,7 +84,12 @@ const placeOf = ({ engine }: NbdReading, { nbd, state_dir }: Settings): string =
 const config = (reading: NbdReading, settings: Settings): Finding =>
   reading.config_problem === null
     ? ok("NBD config", `${placeOf(reading, settings)}: ${reading.sections.length} exports`)
-    : fail("NBD config", clean(reading.config_problem), `mend ${settings.nbd.config}, or move it away`)
+    : fail("NBD config", clean(reading.config_problem), mending(reading, settings))
+
+const mending = ({ engine }: NbdReading, { nbd, state_dir }: Settings): string =>
+  engine === "nbdkit"
+    ? `make ${join(state_dir, "nbdkit")} and all in it directories of root's own (ls -lR)`
+    : `mend ${nbd.config}, or move it away`
 
 /** By a letter nobody knows a disk: after a reboot it may be another's. */
 const letters = ({ sections }: NbdReading): ReadonlyArray<Finding> => {

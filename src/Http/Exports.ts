@@ -116,7 +116,7 @@ const one = ({ name, owner, elsewhere, nbd, devices, port, read_only_port }: One
     device_path: section?.path ?? path,
     by_id_path: path,
     kernel_path: device?.kernel_path ?? "",
-    port: read_only ? read_only_port : port,
+    port: (section?.read_only ?? read_only) ? read_only_port : port,
     status: fenced_at === null ? statusOf(owner, nbd, served, verified?.outcome ?? null) : "fenced",
     wanted: owner !== null && isWanted(owner),
     configured: section !== null,

@@ -27,24 +27,23 @@ import * as Written from "./Written.ts"
  */
 export const load = (
   world: World,
-  request: LoadRequest
+  asked: LoadRequest
 ): Effect.Effect<void, NbdUnavailable | GateClosed | PreconditionLost> =>
   Effect.gen(function* () {
+    const { lost, there } = yield* Node.still(world.options, asked)
+    const request = { ...asked, set: there }
     const prepared = yield* prepare(world, request)
     yield* world.gate.check
     // From here on something may have changed, so that a gate that closes is no "not done" any more (S7).
     yield* change(world, request, prepared).pipe(
       Effect.catchTag("GateClosed", (cause) => new NbdUnavailable({ detail: `half done: ${cause.message}`, cause }))
     )
+    if (lost !== null) return yield* lost
   })
 
 /** What the load will do; nothing is changed by it. */
 const prepare = (world: World, request: LoadRequest) =>
   Effect.gen(function* () {
-    yield* Effect.forEach(request.set, (wanted) => Node.stillThere(world.options, wanted), {
-      concurrency: 8,
-      discard: true
-    })
     const written = yield* Written.read(world)
     yield* usable(written)
     const control = controlOf(world, written.judgement)
@@ -100,6 +99,7 @@ const dutyOf = (
     acl,
     set: request.set,
     drop: request.drop,
+    distrusted: request.distrusted ?? [],
     hung: false,
     others: Written.names(written).filter((name) => !named.has(name)),
     listens: NbdConfig.endpoints(document, world.options.nbd)

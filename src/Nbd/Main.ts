@@ -84,8 +84,9 @@ export const replace = (control: Control): Effect.Effect<void, NbdUnavailable> =
   }).pipe(Effect.uninterruptible)
 
 /**
- * Frees the port, and ends the mains that our file once made listen elsewhere. True when somebody else, such as systemd, has put a new main there meanwhile. Children that hold the
- * listening socket are clients which have not chosen an export yet: they would block the port, and serve the old file.
+ * Frees the port, and ends the mains that our file once made listen elsewhere. True when somebody else, such as systemd,
+ * has put a new main there meanwhile. Children that hold the listening socket are clients which have not chosen an export
+ * yet: they would block the port, and serve the old file.
  */
 const clear = (control: Control): Effect.Effect<boolean, NbdUnavailable> =>
   Effect.gen(function* () {
@@ -96,7 +97,12 @@ const clear = (control: Control): Effect.Effect<boolean, NbdUnavailable> =>
     for (let waited = 0; waited < GONE_TIMEOUT_MS; waited += GONE_POLL_MS) {
       const listener = yield* Processes.listener(place)
       if (listener._tag === "None") return false
-      if (listener._tag === "Foreign") return yield* new NbdUnavailable({ detail: listener.problem })
+      if (listener._tag === "Foreign") {
+        if (ended === null) return yield* new NbdUnavailable({ detail: listener.problem })
+        // What was just ended lets go of its files before its sockets, and has no arguments any more.
+        yield* Effect.sleep(GONE_POLL_MS)
+        continue
+      }
       if (listener._tag === "Main") {
         const { main } = listener
         // A child of the ended main that lost its client stays in that main's session: it is no new main.

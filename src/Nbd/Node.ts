@@ -2,7 +2,7 @@ import { Effect } from "effect"
 import type { BigIntStats } from "node:fs"
 import { type FileHandle, readFile, stat } from "node:fs/promises"
 import { dirname } from "node:path"
-import type { WantedExport } from "../../reconciler/Nbd.ts"
+import type { LoadRequest, WantedExport } from "../../reconciler/Nbd.ts"
 import { PreconditionLost } from "../../schema/Errors.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Files from "../Devices/Files.ts"
@@ -34,8 +34,30 @@ const describe = (look: () => Promise<BigIntStats>): Effect.Effect<Node | null> 
     return { identity, size, kind: "block" } satisfies Node
   }).pipe(Effect.orElseSucceed(() => null))
 
+/**
+ * The exports of a request whose paths still mean what was planned, and the first failure of the others, which must hold up
+ * nobody else's (S19). Fails with that where nothing would be left to do.
+ */
+export const still = (
+  options: Pick<Settings, "by_id_dir" | "device_kind">,
+  { drop, set }: Pick<LoadRequest, "drop" | "set">
+): Effect.Effect<Still, PreconditionLost> =>
+  Effect.gen(function* () {
+    const [failures, there] = yield* Effect.partition(set, (wanted) => Effect.as(stillThere(options, wanted), wanted), {
+      concurrency: 8
+    })
+    const lost = failures[0] ?? null
+    if (lost !== null && there.length + drop.length === 0) return yield* lost
+    return { there, lost }
+  })
+
+interface Still {
+  readonly there: ReadonlyArray<WantedExport>
+  readonly lost: PreconditionLost | null
+}
+
 /** The by-id path must still mean the very device that was planned: nothing else may get this export's name. */
-export const stillThere = (
+const stillThere = (
   { by_id_dir, device_kind }: Pick<Settings, "by_id_dir" | "device_kind">,
   wanted: WantedExport
 ): Effect.Effect<void, PreconditionLost> =>

@@ -228,6 +228,14 @@ export interface Place {
 }
 
 export const listener = (place: Place): Effect.Effect<Listener> =>
+  Effect.flatMap(listenerNow(place), (found) =>
+    // A process that ends looks like nobody's for a moment.
+    found._tag === "Foreign" ? Effect.andThen(Effect.sleep(ENDING), listenerNow(place)) : Effect.succeed(found)
+  )
+
+const ENDING = "50 millis"
+
+const listenerNow = (place: Place): Effect.Effect<Listener> =>
   Effect.suspend(() => {
     const inodes = listening(place.host, place.port)
     if (inodes.size === 0) return Effect.succeed<Listener>({ _tag: "None" })

@@ -18,6 +18,8 @@ export interface Duty {
   readonly others: ReadonlyArray<string>
   /** Names that must not be served. */
   readonly drop: ReadonlyArray<string>
+  /** Names that it was seen to serve wrongly: it is replaced for them, whatever it answers now that they may be fenced. */
+  readonly distrusted: ReadonlyArray<string>
   /** It did not answer a moment ago: it is not asked again before it is replaced, for that takes a time-out. */
   readonly hung: boolean
   readonly acl: Acl.Acl
@@ -39,7 +41,8 @@ export const bring = (
     const before = duty.hung ? silent : yield* judge(world, control, duty)
     const { hopeless } = yield* Ref.get(memory)
     const known = hopeless !== null && hopeless.main === before.main ? hopeless.faults : []
-    if (before.main !== null && before.faults.every((fault) => known.includes(fault))) return []
+    const content = before.main !== null && before.faults.every((fault) => known.includes(fault))
+    if (content && duty.distrusted.length === 0) return []
     if (control.start === "off") {
       return yield* new NbdUnavailable({ detail: "the file is written, but NBD_START is off: restart nbd-server" })
     }

@@ -38,6 +38,10 @@ export const next = (pairs: Pairs, { connections, disks }: Seen): Pairs => {
     return [[inode, { ...pair, looks: Math.min(pair.looks + 1, LOOKS_THAT_PROVE) }] as const]
   })
   const known = new Map(kept)
+  if (rest(known, { connections, disks }).connections.length > 0) {
+    // The disk may have been one that was just being closed, and the newcomer's that has its number now.
+    for (const [inode] of kept) if (!isProof(pairs.get(inode))) known.delete(inode)
+  }
   const { connections: idle, disks: free } = rest(known, { connections, disks })
   if (idle.length === free.length && devicesOf(free).size === 1) {
     for (const [index, { inode }] of idle.entries()) {
@@ -47,6 +51,11 @@ export const next = (pairs: Pairs, { connections, disks }: Seen): Pairs => {
   }
   return known
 }
+
+const isProof = (pair: { readonly looks: number } | undefined): boolean => (pair?.looks ?? 0) >= LOOKS_THAT_PROVE
+
+/** Another look may prove more, if nobody comes meanwhile. */
+export const isPending = (pairs: Pairs): boolean => [...pairs.values()].some((pair) => !isProof(pair))
 
 /** What no pair explains. */
 const rest = (pairs: Pairs, { connections, disks }: Seen): Seen => {
@@ -79,7 +88,7 @@ export const clients = (pairs: Pairs, seen: Seen): ReadonlyArray<Client> => {
 
 /** Where there is but one disk, it does not matter which of its descriptors is whose. */
 const provenOf = (pairs: Pairs, { disks }: Seen): Pairs =>
-  devicesOf(disks).size === 1 ? pairs : new Map([...pairs].filter(([, { looks }]) => looks >= LOOKS_THAT_PROVE))
+  devicesOf(disks).size === 1 ? pairs : new Map([...pairs].filter(([, pair]) => isProof(pair)))
 
 /**
  * The connections to end so that this disk is let go of, and no client of another one loses anything; null where that

@@ -33,20 +33,32 @@ export interface Look {
 /** nbdkit closes a client's disk right after its connection. */
 const SETTLE_LOOKS = 20
 const SETTLE_MS = 5
+const CONFIRMING_LOOKS = 3
 
 export const look = (memory: Memory, instance: Instance.Instance, process: Processes.Process): Effect.Effect<Look> =>
+  Effect.gen(function* () {
+    const key = `${process.pid}:${process.start}`
+    const known = (yield* Ref.get(memory))[instance.role]
+    let { seen, since } = yield* settled(instance, process)
+    let pairs = Attribution.next(known?.process === key ? known.pairs : new Map(), seen)
+    // At once: whoever comes before the next look would leave open what this one shows.
+    for (let looks = 1; looks < CONFIRMING_LOOKS && Attribution.isPending(pairs); looks++) {
+      yield* Effect.sleep(SETTLE_MS)
+      ;({ seen, since } = yield* settled(instance, process))
+      pairs = Attribution.next(pairs, seen)
+    }
+    yield* Ref.update(memory, (all) => ({ ...all, [instance.role]: { process: key, pairs } }))
+    return { instance, process, seen, pairs, since }
+  })
+
+const settled = (instance: Instance.Instance, process: Processes.Process) =>
   Effect.gen(function* () {
     let now = see(instance, process)
     for (let looks = 1; looks < SETTLE_LOOKS && now.seen.disks.length > now.seen.connections.length; looks++) {
       yield* Effect.sleep(SETTLE_MS)
       now = see(instance, process)
     }
-    const { seen, since } = now
-    const key = `${process.pid}:${process.start}`
-    const known = (yield* Ref.get(memory))[instance.role]
-    const pairs = Attribution.next(known?.process === key ? known.pairs : new Map(), seen)
-    yield* Ref.update(memory, (all) => ({ ...all, [instance.role]: { process: key, pairs } }))
-    return { instance, process, seen, pairs, since }
+    return now
   })
 
 const see = ({ port }: Instance.Instance, { pid }: Processes.Process) => {

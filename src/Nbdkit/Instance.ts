@@ -229,7 +229,12 @@ const launch = (instance: Instance): Effect.Effect<void, NbdUnavailable> =>
       (log) => Effect.ignore(Files.attempt(() => log.close()))
     ).pipe(
       Effect.mapError(({ cause }) => new NbdUnavailable({ detail: `${path} could not be run`, cause })),
-      Effect.timeoutFail({ duration: READY_TIMEOUT, onTimeout: () => neverReady(instance) })
+      // Whoever may not be interrupted is not kept for ever by a time-out that could interrupt nothing.
+      Effect.interruptible,
+      Effect.timeoutFail({
+        duration: READY_TIMEOUT,
+        onTimeout: () => new NbdUnavailable({ detail: `${path} did not end within ${READY_TIMEOUT} of its start` })
+      })
     )
     if (code !== 0) {
       const said = yield* Main.lastWords(instance.log_file)
@@ -245,6 +250,7 @@ const exited = (path: string, args: ReadonlyArray<string>, output: number) =>
     const child = spawn(path, [...args], { cwd: "/", env, stdio: ["ignore", output, output], detached: true })
     child.once("error", (cause) => resume(new Files.FileFailed({ code: null, cause })))
     child.once("exit", (code, signal) => resume(Effect.succeed(code ?? signal)))
+    return Effect.sync(() => child.kill("SIGKILL"))
   })
 
 const neverReady = (instance: Instance): NbdUnavailable =>
@@ -259,6 +265,7 @@ const untilReady = (instance: Instance): Effect.Effect<void, NbdUnavailable> =>
       return Effect.map(answers(instance), ({ _tag }) => standing._tag === "Ours" && _tag === "Unknown")
     }),
     Effect.repeat({ until: (ready) => ready, schedule: Schedule.spaced(READY_POLL) }),
+    Effect.interruptible,
     Effect.timeoutFail({ duration: READY_TIMEOUT, onTimeout: () => neverReady(instance) }),
     Effect.asVoid
   )

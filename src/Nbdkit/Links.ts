@@ -145,10 +145,13 @@ export const steps = (links: ReadonlyArray<Link>, { drop, set }: LoadRequest): R
 }
 
 /** What stands in the way of such a load, before anything is done. */
-export const obstacle = (links: ReadonlyArray<Link>, { set }: LoadRequest): string | null => {
+export const obstacle = (links: ReadonlyArray<Link>, { drop, set }: LoadRequest): string | null => {
   for (const { name } of set) {
     const wrong = nameProblem(name)
     if (wrong !== null) return `the export name ${JSON.stringify(name.slice(0, 120))} ${wrong}`
+  }
+  // To remove a link costs nobody a byte; what is no link may be the only copy of something.
+  for (const name of [...set.map((one) => one.name), ...drop]) {
     const stranger = links.find((link) => link.name === name && link.path === null)
     if (stranger !== undefined) return `something that is no link bears the name ${name} in a directory of links`
   }
@@ -185,11 +188,16 @@ const takeOne = (places: Places, step: Step): Effect.Effect<void, Files.FileFail
 const remove = (path: Buffer | string): Effect.Effect<void, Files.FileFailed> =>
   Files.attempt(() => unlink(path)).pipe(Effect.catchIf(Files.isMissing, () => Effect.void))
 
+const TEMPORARY = /^[0-9a-f]{16}$/
+
 /** What a crash left before it had its name. */
 const sweep = (places: Places) =>
   Effect.flatMap(
     Files.attempt(() => readdir(places.fresh)),
-    (names) => Effect.forEach(names, (name) => remove(join(places.fresh, name)), { discard: true })
+    (names) => {
+      const ours = names.filter((name) => TEMPORARY.test(name))
+      return Effect.forEach(ours, (name) => remove(join(places.fresh, name)), { discard: true })
+    }
   )
 
 const sync = (directory: string): Effect.Effect<void, Files.FileFailed> =>

@@ -173,19 +173,18 @@ const looksAt = (world: World.World): Effect.Effect<ReadonlyArray<Clients.Look>>
 /** Links first, then the processes, which are only started where they do not run or hang. */
 const load = (
   world: World.World,
-  request: LoadRequest
+  asked: LoadRequest
 ): Effect.Effect<void, NbdUnavailable | GateClosed | PreconditionLost> =>
   Effect.gen(function* () {
-    yield* Effect.forEach(request.set, (wanted) => Node.stillThere(world.options, wanted), {
-      concurrency: 8,
-      discard: true
-    })
+    const { lost, there } = yield* Node.still(world.options, asked)
+    const request = { ...asked, set: there }
     const servable = yield* approachable(world, request)
     yield* world.gate.check
     // From here on something may have changed, so that a gate that closes is no "not done" any more (S7).
     yield* change(world, request, servable).pipe(
       Effect.catchTag("GateClosed", (cause) => new NbdUnavailable({ detail: `half done: ${cause.message}`, cause }))
     )
+    if (lost !== null) return yield* lost
   })
 
 const change = (

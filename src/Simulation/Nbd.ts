@@ -42,6 +42,8 @@ export interface Control {
   readonly fenced: Map<string, number>
   /** Links that lie: what they lead to in place of what they should; null: nowhere. */
   readonly lies: Map<string, Device | null>
+  /** What the server opens for a name, whatever its path means: a memory of its own that no load mends. */
+  readonly memory: Map<string, Device>
   /** Names that a server with a damaged heap greets and then hangs up on, until it is replaced (reference: 2.4). */
   readonly damaged: Set<string>
   /** Clients and others that hold devices open. */
@@ -61,6 +63,7 @@ export const make = (options: Options): Control => ({
   broken: null,
   fenced: new Map(),
   lies: new Map(),
+  memory: new Map(),
   damaged: new Set(),
   holders: [],
   loads: 0,
@@ -99,6 +102,10 @@ export const damage = (control: Control, name: string): void => change(control, 
 /** The link leads to another disk, or nowhere, for whoever opens it from now on (D3). */
 export const mislead = (control: Control, path: string, to: Device | null): void =>
   change(control, () => control.lies.set(path, to))
+
+/** The server opens another disk for this name, and no link shows it: a GO alone does (N8). */
+export const misremember = (control: Control, name: string, disk: Device): void =>
+  change(control, () => control.memory.set(name, disk))
 
 /** The link is right again. */
 export const setRight = (control: Control, path: string): void => change(control, () => control.lies.delete(path))
@@ -161,7 +168,7 @@ const verify = (control: Control, name: string, now: number): Verification => {
   if (control.state === "hung" || control.state === "foreign") return answer("no_answer", "no NBD greeting")
   if (control.damaged.has(name)) return answer("dropped", "the connection ended after the greeting")
   if (section === undefined) return answer("unknown", "Export unknown")
-  const device = section.path === null ? null : leadsTo(control, section.path, now)
+  const device = control.memory.get(name) ?? (section.path === null ? null : leadsTo(control, section.path, now))
   if (control.fenced.has(name) || device === null) return answer("denied", "Access denied by server configuration")
   return answer("served", null, device)
 }

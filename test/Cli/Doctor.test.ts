@@ -7,6 +7,7 @@ import * as NbdCheck from "../../src/Cli/NbdCheck.ts"
 import * as Processes from "../../src/Nbd/Processes.ts"
 import * as Fake from "../CloudStack/FakeCloudStack.ts"
 import * as Appliance from "../Nbd/Appliance.ts"
+import * as Engine from "../Nbd/Engine.ts"
 import { loopback } from "../support/Certificates.ts"
 import * as Child from "./Child.ts"
 
@@ -126,6 +127,36 @@ describe("doctor", () => {
       assert.deepStrictEqual(bare, [])
       assert.strictEqual(Appliance.configText(appliance), before)
       assert.deepStrictEqual(readdirSync(options.state_dir), [])
+    })
+  )
+
+  it.scopedLive("advises by the places and ports of the engine that is set (N5, N15)", () =>
+    Effect.gen(function* () {
+      const appliance = yield* Engine.nbdkit.make
+      const { options, place } = appliance
+      const elsewhere = { ...options, state_dir: join(appliance.dir, "other"), stop_on_exit: true }
+      yield* (yield* Engine.nbdkit.adapter(appliance, elsewhere)).load({ set: [], drop: [] })
+      const rw = join(options.state_dir, "nbdkit/rw")
+      mkdirSync(rw, { recursive: true })
+      chmodSync(rw, 0o777)
+      const env = {
+        DATABASE_DSN: `sqlite:${join(appliance.dir, "volumed.db")}`,
+        STATE_DIR: options.state_dir,
+        BY_ID_DIR: options.by_id_dir,
+        NBD_BACKEND: "nbdkit",
+        NBD_CONFIG: place.config,
+        NBD_HOST: place.host,
+        NBD_PORT: String(place.port),
+        CLOUDSTACK_API_URL: "http://127.0.0.1:9/client/api",
+        CLOUDSTACK_API_KEY: "key",
+        CLOUDSTACK_SECRET_KEY: "secret",
+        APPLIANCE_VM_ID: "8a4400e5-c92a-4bc4-8bff-4b6b0b6a018c"
+      }
+      const { stdout } = yield* Effect.promise(() => Child.run(["doctor"], { env }))
+      assert.match(stdout, /^fail +NBD config +.* can be written by its group or by others\n +fix: .*state\/nbdkit/mu)
+      const advice = /^fail +NBD server +.*\n +fix: (.*)$/mu.exec(stdout)?.[1] ?? ""
+      assert.notInclude(advice, "NBD_CONFIG")
+      assert.include(advice, String(place.port + 1))
     })
   )
 

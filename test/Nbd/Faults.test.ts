@@ -379,6 +379,30 @@ describe("a main with damaged memory", () => {
       })
   )
 
+  it.scopedLive(
+    "serves another disk under a name, which was fenced since: it is replaced for that all the same (N7, S3)",
+    () =>
+      Effect.gen(function* () {
+        const appliance = yield* Appliance.make
+        const [a, b] = [appliance.disk("aaaa"), appliance.disk("bbbb")]
+        const nbd = yield* Appliance.adapter(appliance)
+        yield* nbd.load(request([a]))
+        const { config } = appliance.place
+        yield* killMain(appliance)
+        const text = Appliance.configText(appliance)
+        writeFileSync(config, text.replace(`exportname = ${a.path}`, `exportname = ${b.path}`))
+        yield* startByHand(appliance, config, "aaaa")
+        writeFileSync(config, text)
+        const seen = yield* nbd.observe(["aaaa"])
+        assert.isTrue(seen.loaded)
+        assert.strictEqual(Appliance.verified(seen, "aaaa").device, b.device)
+        yield* nbd.fence("aaaa")
+        yield* nbd.load({ ...request([a]), distrusted: ["aaaa"] })
+        yield* nbd.release("aaaa")
+        assert.strictEqual(Appliance.verified(yield* nbd.observe(["aaaa"]), "aaaa").device, a.device)
+      })
+  )
+
   it.scopedLive("serves what its file does not name: it is replaced for that alone (N8)", () =>
     Effect.gen(function* () {
       const appliance = yield* Appliance.make

@@ -261,12 +261,28 @@ export const suite = (engine: Engine): void => {
         ]
         const before = readdirSync(appliance.dir, { recursive: true })
         for (const wanted of wrong) {
-          assert.strictEqual((yield* Effect.flip(nbd.load(request([wanted, b]))))._tag, "PreconditionLost")
+          assert.strictEqual((yield* Effect.flip(nbd.load(request([wanted]))))._tag, "PreconditionLost")
         }
         const blocks = yield* engine.adapter(appliance, { device_kind: "block" })
         assert.strictEqual((yield* Effect.flip(blocks.load(request([a]))))._tag, "PreconditionLost")
         assert.deepStrictEqual(readdirSync(appliance.dir, { recursive: true }), before)
         assert.isEmpty(yield* engine.listeners(appliance))
+      })
+    )
+
+    it.scopedLive("hold up no other export of the same load, and name the one that is not what was planned (S19)", () =>
+      Effect.gen(function* () {
+        const appliance = yield* engine.make
+        const nbd = yield* engine.adapter(appliance)
+        const [a, b] = [appliance.disk("aaaa"), appliance.disk("bbbb")]
+        const lost = yield* Effect.flip(nbd.load(request([{ ...a, device: b.device }, b])))
+        assert.strictEqual(lost._tag, "PreconditionLost")
+        assert.include(lost.message, a.path)
+        assert.strictEqual(yield* sizeOf(appliance, b), MiB)
+        assert.deepStrictEqual(
+          (yield* nbd.sections).map(({ name }) => name),
+          ["bbbb"]
+        )
       })
     )
 

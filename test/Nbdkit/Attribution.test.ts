@@ -39,11 +39,11 @@ describe("which connection of an nbdkit process holds which disk", () => {
     const first = seen(["1"], [7, "8:16"])
     const second = seen(["1", "2"], [7, "8:16"], [9, "8:32"])
     const third = seen(["2", "1", "3", "4"], [9, "8:32"], [7, "8:16"], [11, "8:16"], [13, "8:48"])
-    assert.deepStrictEqual(holding("8:16", first, second, second), ["1"])
-    assert.deepStrictEqual(holding("8:32", first, second, second), ["2"])
-    assert.deepStrictEqual(holding("8:32", first, second, second, third), ["2"])
+    assert.deepStrictEqual(holding("8:16", first, first, second, second), ["1"])
+    assert.deepStrictEqual(holding("8:32", first, first, second, second), ["2"])
+    assert.deepStrictEqual(holding("8:32", first, first, second, second, third), ["2"])
     // One of the two that came last has it too, and which of them is not known.
-    assert.isNull(holding("8:16", first, second, second, third))
+    assert.isNull(holding("8:16", first, first, second, second, third))
   })
 
   it("comes out when one of two leaves", () => {
@@ -62,11 +62,21 @@ describe("which connection of an nbdkit process holds which disk", () => {
     assert.deepStrictEqual(Attribution.clients(after(first, first, idle, closed), closed).length, 1)
   })
 
+  it("is not proven where a newcomer may have got the number of a disk that was just being closed", () => {
+    const first = seen(["9"], [5, "8:48"])
+    // 1 was granted nothing yet; the disk is that of one whose connection has ended.
+    const closing = seen(["9", "1"], [5, "8:48"], [7, "8:16"])
+    // 2 was granted the same disk, under the number that was free again; 1 another one.
+    const reused = seen(["9", "1", "2"], [5, "8:48"], [7, "8:16"], [9, "8:32"])
+    assert.isNull(holding("8:16", first, first, closing, reused, reused))
+    assert.isNull(holding("8:32", first, first, closing, reused, reused))
+  })
+
   it("takes a connection without an export for none of another disk's, and ends it only where there is one disk", () => {
     const waiting = seen(["1", "2"], [7, "8:16"])
     assert.deepStrictEqual(holding("8:16", waiting), ["1", "2"])
     const known = seen(["1"], [7, "8:16"])
-    assert.deepStrictEqual(holding("8:16", known, waiting), ["1"])
+    assert.deepStrictEqual(holding("8:16", known, known, waiting), ["1"])
   })
 
   it("is forgotten with the connection, even if descriptor and socket numbers come again", () => {

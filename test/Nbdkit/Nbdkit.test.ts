@@ -160,6 +160,21 @@ describe("the links of nbdkit", () => {
     })
   )
 
+  it.scopedLive("alone are removed: what is not ours keeps its bytes, even under a name that is to go (S4)", () =>
+    Effect.gen(function* () {
+      const appliance = yield* make
+      const nbd = yield* adapter(appliance)
+      const a = appliance.disk("aaaa")
+      yield* nbd.load(request([a]))
+      const [image, note] = [join(links(appliance, "rw"), "aaaa"), join(links(appliance, "new"), "note")]
+      rmSync(image)
+      for (const path of [image, note]) writeFileSync(path, "somebody's data")
+      assert.include((yield* Effect.flip(nbd.load(request([], "aaaa")))).message, "no link")
+      yield* nbd.load(request([appliance.disk("bbbb")]))
+      for (const path of [image, note]) assert.strictEqual(readFileSync(path, "latin1"), "somebody's data")
+    })
+  )
+
   it.scopedLive("are not touched in a directory that is a link, or that others may write to (N15, X12)", () =>
     Effect.gen(function* () {
       const appliance = yield* make
@@ -253,6 +268,34 @@ describe("the two processes of nbdkit", () => {
       const error = yield* Effect.flip(nbd.load(request([appliance.disk("aaaa")])))
       assert.include(error.message, "no such filter")
       assert.isEmpty(yield* listeners(appliance))
+    })
+  )
+
+  it.scopedLive("that never come to answer, or never end their start, cost a load its time-out and no more (N12)", () =>
+    Effect.gen(function* () {
+      const appliance = yield* make
+      const pid = join(appliance.dir, "pid")
+      const starts = [
+        ["silent", "exit 0", "does not answer"],
+        ["stuck", `echo $$ >${pid}; exec sleep 300`, "did not end"]
+      ] as const
+      yield* Effect.forEach(
+        starts,
+        ([name, script, words]) =>
+          Effect.gen(function* () {
+            const bin = join(appliance.dir, name)
+            mkdirSync(bin)
+            writeFileSync(join(bin, "nbdkit"), `#!/bin/sh\n${script}\n`, { mode: 0o755 })
+            const state_dir = join(appliance.dir, `${name}-state`)
+            const nbd = yield* adapter(appliance, { program_dirs: [bin], state_dir })
+            const error = yield* Effect.flip(nbd.load(request([appliance.disk(name)])))
+            assert.include(error.message, words)
+          }),
+        { concurrency: "unbounded", discard: true }
+      )
+      // Who never came to serve must not begin to do so when nobody expects it any more.
+      const stuck = Number(readFileSync(pid, "latin1"))
+      yield* Appliance.eventually("it is gone", () => Processes.find(stuck) === null)
     })
   )
 

@@ -175,6 +175,38 @@ describe("An export that is not served as it should be", () => {
     }
   )
 
+  it.effect(
+    "for a server that opens another disk, which a GO alone shows, is tried no more than twice a minute (N8, S3, S22)",
+    () => {
+      const lab = Cloud.make()
+      return Calls.run(
+        lab,
+        Effect.gen(function* () {
+          const { id, name } = yield* exported(lab)
+          yield* Cloud.declare("neighbour")
+          yield* Cloud.pass(10_000, 500)
+          assert.isAtLeast(yield* Cloud.until(Cloud.allSettled, 120_000, 500), 0)
+          const beside = (yield* Cloud.declaration("neighbour"))?.binding.volume_id as VolumeId
+          const wrong = Guest.diskOf(lab.world, beside) ?? assert.fail("the neighbour is not here")
+          const { size } = lab.nbd.options.resolve(lab.nbd.file[0]?.path ?? "", Cloud.START + 60_000) ?? { size: 0 }
+          // Left to others it is ours to shut all the same, and no load of ours backs off.
+          yield* Cloud.declare("disk", { export_wanted: null })
+          SimulatedNbd.misremember(lab.nbd, name, { identity: wrong, size })
+          const released = Effect.flatMap(Store, (store) =>
+            Effect.map(store.events({ after: 0, kind: "released", limit: 1_000 }), (events) => events.length)
+          )
+          yield* Cloud.pass(300_000, 500)
+          assert.isAtLeast(yield* released, 1)
+          assert.isAtMost(yield* released, 10)
+          lab.nbd.memory.clear()
+          yield* Cloud.pass(60_000, 500)
+          assert.deepStrictEqual([...lab.nbd.fenced.keys()], [])
+          assert.strictEqual(yield* Calls.whereIs(lab, id), Cloud.appliance)
+        })
+      )
+    }
+  )
+
   it.effect("for a damaged heap is loaded again, once, and served (N7, S12)", () => {
     const lab = Cloud.make()
     return Calls.run(

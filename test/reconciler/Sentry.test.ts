@@ -14,7 +14,9 @@ import * as Worlds from "../support/Worlds.ts"
 const [a, b] = [Worlds.volumeId(1), Worlds.volumeId(2)] as const
 const name = exportNameOf(a)
 const [own, other] = [Worlds.device(a, "b"), Worlds.device(b, "c")] as const
-const exports: ReadonlyArray<Sentry.Guarded> = [{ uid: Worlds.uidOf(1), volume: "disk", name, serial: serialOf(a) }]
+const exports: ReadonlyArray<Sentry.Guarded> = [
+  { uid: Worlds.uidOf(1), volume: "disk", volume_id: a, name, serial: serialOf(a) }
+]
 const leadingTo = (device: string | null, more: Partial<NbdSection> = {}) => [Worlds.section(a, { device, ...more })]
 
 describe("an export leads astray", () => {

@@ -217,6 +217,12 @@ describe("The condition of an export", () => {
     ["a dead server (N5)", server("absent"), "ServerDown", "absent"],
     ["another program on the port (N5)", server("foreign"), "NbdServerForeign", "port 10809"],
     ["no server program (N5)", server("not_installed"), "NbdNotInstalled", "installed"],
+    [
+      "no program of the other engine (N5)",
+      world({ engine: "nbdkit", server: { state: "not_installed", pid: null, problem: null }, verifications: [] }),
+      "NbdNotInstalled",
+      "nbdkit is not installed install the package nbdkit"
+    ],
     ["a link to another disk (D3)", answered({ outcome: "served" }, { device: "252:1" }), "WrongDevice", "leads to"],
     ["a process that holds another disk (N8)", answered({ ...right(), device: "252:1" }), "WrongDevice", "252:1"],
     ["another size (D10)", answered({ ...right(), size: size + 512 }), "WrongSize", String(size + 512)],
