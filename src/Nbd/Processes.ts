@@ -235,7 +235,8 @@ export const listener = (place: Place): Effect.Effect<Listener> =>
 
 const ENDING = "50 millis"
 
-const listenerNow = (place: Place): Effect.Effect<Listener> =>
+/** The same, by one look: for whoever waits for a process to end, and knows what it looks like. */
+export const listenerNow = (place: Place): Effect.Effect<Listener> =>
   Effect.suspend(() => {
     const inodes = listening(place.host, place.port)
     if (inodes.size === 0) return Effect.succeed<Listener>({ _tag: "None" })
