@@ -95,7 +95,8 @@ const clear = (control: Control): Effect.Effect<boolean, NbdUnavailable> =>
     let ended: Processes.Process | null = null
     let inherited: ReadonlyArray<string> = []
     for (let waited = 0; waited < GONE_TIMEOUT_MS; waited += GONE_POLL_MS) {
-      const listener = yield* ended === null ? Processes.listener(place) : Processes.listenerNow(place)
+      const look = ended === null ? Processes.listener : Processes.listenerNow
+      const listener: Processes.Listener = yield* look(place)
       if (listener._tag === "None") return false
       if (listener._tag === "Foreign") {
         if (ended === null) return yield* new NbdUnavailable({ detail: listener.problem })
