@@ -93,9 +93,9 @@ const clear = (control: Control): Effect.Effect<boolean, NbdUnavailable> =>
     const { place } = control
     yield* endStrays(place)
     let ended: Processes.Process | null = null
+    let look: typeof Processes.listener = Processes.listener
     let inherited: ReadonlyArray<string> = []
     for (let waited = 0; waited < GONE_TIMEOUT_MS; waited += GONE_POLL_MS) {
-      const look = ended === null ? Processes.listener : Processes.listenerNow
       const listener: Processes.Listener = yield* look(place)
       if (listener._tag === "None") return false
       if (listener._tag === "Foreign") {
@@ -110,6 +110,7 @@ const clear = (control: Control): Effect.Effect<boolean, NbdUnavailable> =>
         if (ended !== null && ended.session !== main.session) return true
         inherited = Processes.devices(main.pid)
         ended = main
+        look = Processes.listenerNow
         Processes.kill(main, place.config)
       }
       for (const child of listener.waiting) {
