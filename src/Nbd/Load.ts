@@ -99,7 +99,8 @@ const dutyOf = (
     acl,
     set: request.set,
     drop: request.drop,
-    distrusted: request.distrusted ?? [],
+    // One whose path leads elsewhere by now is no fault of the server's memory.
+    distrusted: (request.distrusted ?? []).filter((name) => request.set.some((wanted) => wanted.name === name)),
     hung: false,
     others: Written.names(written).filter((name) => !named.has(name)),
     listens: NbdConfig.endpoints(document, world.options.nbd)
